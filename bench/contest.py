@@ -1,0 +1,98 @@
+"""Ours against peers, in turn within one run: a machine that drifts slows all of them alike.
+
+A contest has one task; every contestant does it once a round, in the same order, and each keeps the time of every
+round. What is quoted is the median, and a ratio is the median of the ratios round by round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Contest:
+    """One task, ours timed by pytest-benchmark, the others just before it in every round."""
+
+    def __init__(self, benchmark: Any, title: str, unit: str, work_per_round: float, limit: str | None = None) -> None:
+        self._benchmark = benchmark
+        self.title = title
+        self.unit = unit  # what is counted, a second: "steps/s"
+        self.work_per_round = work_per_round
+        self.limit = limit  # the contestant that is no peer but what the machine or the engine allows
+        self.seconds: dict[str, list[float]] = {}
+        self.missing: list[str] = []  # peers that could not run, and why
+
+    def run(self, ours: Callable[[], Any], others: dict[str, Callable[[], Any]], rounds: int) -> None:
+        """Time everyone ``rounds`` times."""
+
+        def others_first() -> None:
+            for name, task in others.items():
+                began = time.perf_counter()
+                task()
+                self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+
+        def timed_ours() -> None:
+            began = time.perf_counter()
+            ours()
+            self.seconds.setdefault("fastrl", []).append(time.perf_counter() - began)
+
+        self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=1)
+        for name in list(self.seconds):  # the warm-up is not counted
+            self.seconds[name] = self.seconds[name][-rounds:]
+        self._benchmark.extra_info.update(
+            {
+                "unit": self.unit,
+                "speed": {name: self.speed(name) for name in self.seconds},
+                "ratio": {name: self.ratio(name) for name in self.seconds if name != "fastrl"},
+                "limit": self.limit,
+                "missing": self.missing,
+            }
+        )
+
+    def speed(self, name: str) -> float:
+        """Median speed in ``unit``."""
+        return self.work_per_round / statistics.median(self.seconds[name])
+
+    def ratio(self, name: str) -> float:
+        """How many times as fast as ``name`` we are: median over rounds."""
+        pairs = zip(self.seconds[name], self.seconds["fastrl"], strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def spread(self) -> float:
+        """Interquartile range of our rounds over their median."""
+        times = self.seconds["fastrl"]
+        if len(times) < 2:
+            return 0.0
+        quarters = statistics.quantiles(times, n=4)
+        return (quarters[2] - quarters[0]) / statistics.median(times)
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The mean that ratios have."""
+    return statistics.geometric_mean(values)
+
+
+def table(contests: list[Contest]) -> str:
+    """One row a contest: our speed, each peer's and our ratio to it, and our share of the limit."""
+    contests = [c for c in contests if "fastrl" in c.seconds]
+    peers = sorted({name for c in contests for name in c.seconds if name not in ("fastrl", c.limit)})
+    header = ["", "fastrl", "spread", *[cell for p in peers for cell in (p, "ratio")], "limit", "share"]
+    rows = [header]
+    for c in contests:
+        row = [f"{c.title} [{c.unit}]", f"{c.speed('fastrl'):,.0f}", f"{c.spread():.0%}"]
+        for peer in peers:
+            row += [f"{c.speed(peer):,.0f}", f"{c.ratio(peer):.2f}"] if peer in c.seconds else ["-", "-"]
+        row += [f"{c.speed(c.limit):,.0f}", f"{c.ratio(c.limit):.2f}"] if c.limit in c.seconds else ["-", "-"]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows
+    ]
+    for peer in peers:
+        ratios = [c.ratio(peer) for c in contests if peer in c.seconds]
+        lines.append(f"geometric mean of the ratios to {peer}: {geometric_mean(ratios):.2f} ({len(ratios)} contests)")
+    missing = sorted({text for c in contests for text in c.missing})
+    lines += [f"not run: {text}" for text in missing]
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""Agent steps a second of the pool, beside EnvPool, ALE's AtariVectorEnv and the bare engine.
+
+Same settings for all: 16 envs, frame skip 4, stack of 4, up to 30 no-ops, FIRE at resets, life loss ends an episode,
+clipped rewards, no sticky actions, the same random actions. The limit is the engine alone: a loop in as many threads
+that makes the very act() and reset_game() calls that our pool makes in the same round, and nothing else. Where the pool
+jumps to saved starts it emulates less than this loop.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrl
+from fastrl.engine.stage_times import BareEngine
+
+GAMES = ("pong", "breakout", "space_invaders", "ms_pacman", "seaquest", "qbert")
+QUICK_GAMES = ("breakout",)
+NUM_ENVS = 16
+FRAME_SKIP = 4
+
+
+def camel(game: str) -> str:
+    return "".join(part.title() for part in game.split("_"))
+
+
+def random_actions(steps: int, game: str) -> np.ndarray:
+    pool = fastrl.AtariPool(game)
+    actions = np.random.default_rng(0).integers(pool.num_actions, size=(steps, NUM_ENVS)).astype(np.int64)
+    pool.close()
+    return actions
+
+
+def stepper(step: Callable[[Any], Any], actions: np.ndarray) -> Callable[[], None]:
+    def run() -> None:
+        for row in actions:
+            step(row)
+
+    return run
+
+
+def our_pool(game: str, threads: int, actions: np.ndarray, num_envs: int = NUM_ENVS) -> Callable[[], None]:
+    pool = fastrl.AtariPool(game, num_envs, "sb3", threads=threads, sticky=0.0)
+    pool.reset(seed=0)
+    return stepper(pool.step, actions)
+
+
+def envpool_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
+    import envpool
+
+    envs = envpool.make(
+        f"{camel(game)}-v5",
+        env_type="gymnasium",
+        num_envs=NUM_ENVS,
+        num_threads=threads,
+        seed=0,
+        episodic_life=True,
+        reward_clip=True,
+        repeat_action_probability=0.0,
+        frame_skip=FRAME_SKIP,
+        stack_num=4,
+        noop_max=30,
+    )
+    envs.reset()
+    return stepper(envs.step, actions)
+
+
+def ale_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
+    from ale_py import AtariVectorEnv
+
+    envs = AtariVectorEnv(
+        game,
+        num_envs=NUM_ENVS,
+        num_threads=threads,
+        img_height=84,
+        img_width=84,
+        stack_num=4,
+        noop_max=30,
+        use_fire_reset=True,
+        episodic_life=True,
+        reward_clipping=True,
+        repeat_action_probability=0.0,
+        frameskip=FRAME_SKIP,
+        grayscale=True,
+        maxpool=True,
+    )
+    envs.reset(seed=0)
+    return stepper(envs.step, actions)
+
+
+def bare_engine(game: str, threads: int, actions: np.ndarray, rounds: int) -> Callable[[], None]:
+    """The engine alone, split over threads, making the calls that our pool makes in the same round."""
+    rows = [[actions[:, env].tolist()] * (rounds + 1) for env in range(NUM_ENVS)]
+    engines = [BareEngine(f"{camel(game)}NoFrameskip-v4", "sb3", env, rows[env]) for env in range(NUM_ENVS)]
+
+    def run() -> None:
+        def play(share: list[BareEngine]) -> None:
+            for engine in share:
+                engine.play_next()
+
+        workers = [threading.Thread(target=play, args=(engines[i::threads],)) for i in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    return run
+
+
+def check_answer(game: str) -> None:
+    """The pool that is timed gives what Stable-Baselines3's wrappers give."""
+    from reference import ReferenceEnv
+
+    pool = fastrl.AtariPool(game, 1, "sb3", sticky=0.0)
+    reference = ReferenceEnv("sb3", game)
+    obs, _ = pool.reset(seed=3)
+    assert np.array_equal(obs[0], reference.reset(seed=3).obs)
+    for action in np.random.default_rng(1).integers(pool.num_actions, size=120):
+        obs, reward, terminated, truncated, _ = pool.step([action])
+        expected = reference.step(int(action))
+        assert np.array_equal(obs[0], expected.obs)
+        assert (reward[0], terminated[0], truncated[0]) == (expected.reward, expected.terminated, expected.truncated)
+    pool.close()
+
+
+PEERS = {"envpool": envpool_pool, "ale_vector": ale_pool}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("game", GAMES)
+def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
+    if quick and game not in QUICK_GAMES:
+        pytest.skip("--quick times one game")
+    check_answer(game)
+    steps, rounds = (20, 2) if quick else (100, 7)
+    actions = random_actions(steps, game)
+    match = contest(f"{game}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    others = {"act() loop": bare_engine(game, threads, actions, rounds)}
+    for name, make in PEERS.items():
+        try:
+            others[name] = make(game, threads, actions)
+        except Exception as error:  # a peer that is absent or does not start is reported, not hidden
+            match.missing.append(f"{name}: {type(error).__name__}: {error}")
+    match.run(our_pool(game, threads, actions), others, rounds)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 16, 64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pool_scaling(contest: Any, num_envs: int, threads: int, quick: bool) -> None:
+    """The same pool with more envs and threads, as a share of one env in one thread."""
+    if quick and num_envs != 16:
+        pytest.skip("--quick times one size")
+    check_answer("breakout")
+    total = 320 if quick else 1600
+    actions = np.random.default_rng(0).integers(4, size=(max(1, total // num_envs), num_envs)).astype(np.int64)
+    single = np.random.default_rng(0).integers(4, size=(total, 1)).astype(np.int64)
+    match = contest(f"breakout, {num_envs} envs, {threads} threads", "steps/s", actions.size, limit="1 env, 1 thread")
+    match.run(
+        our_pool("breakout", min(threads, num_envs), actions, num_envs),
+        {"1 env, 1 thread": our_pool("breakout", 1, single, 1)},
+        rounds=2 if quick else 5,
+    )

@@ -1,0 +1,587 @@
+// bindings.cpp: the only file that knows pybind11. Converts, checks what only Python could get wrong, releases the
+// interpreter's lock around every wait, and registers; the work is elsewhere.
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+
+#include "atari/engine.hpp"
+#include "atari/frame_ops.hpp"
+#include "atari/numpy_random.hpp"
+#include "pool/env_pool.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fastrl {
+namespace {
+
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::span<const std::uint8_t> span_of(const Bytes& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+Bytes copy_of(std::span<const std::uint8_t> bytes, std::vector<py::ssize_t> shape) {
+  Bytes array(std::move(shape));
+  std::copy(bytes.begin(), bytes.end(), array.mutable_data());
+  return array;
+}
+
+CpuPath cpu_path_named(const std::string& name) {
+  for (const CpuPath path : available_cpu_paths()) {
+    if (name == cpu_path_name(path)) return path;
+  }
+  std::string offered;
+  for (const CpuPath path : available_cpu_paths()) offered += std::string(" ") + cpu_path_name(path);
+  throw std::invalid_argument("cpu_path: '" + name + "' is not among what this processor can run:" + offered);
+}
+
+// From tables of all 256 colours, or of the 128 even ones.
+std::shared_ptr<const PixelTable> pixel_table(const Bytes& single, const Bytes& pair) {
+  auto table = std::make_shared<PixelTable>();
+  const auto colours = static_cast<std::size_t>(single.size());
+  if ((colours != PixelTable::kColours && colours != PixelTable::kAllColours) ||
+      static_cast<std::size_t>(pair.size()) != colours * colours) {
+    throw std::invalid_argument("pixel table: expected 128 and 128 x 128 bytes, or 256 and 256 x 256, got " +
+                                std::to_string(single.size()) + " and " + std::to_string(pair.size()));
+  }
+  const std::size_t step = colours / PixelTable::kColours;
+  for (std::size_t i = 0; i < PixelTable::kColours; ++i) {
+    table->single[i] = single.data()[i * step];
+    for (std::size_t j = 0; j < PixelTable::kColours; ++j) {
+      table->pair[i * PixelTable::kColours + j] = pair.data()[i * step * colours + j * step];
+    }
+  }
+  if (colours == PixelTable::kAllColours) table->pair_all.assign(pair.data(), pair.data() + pair.size());
+  return table;
+}
+
+// ---- The emulator alone: for the self-check, palettes and measurements
+
+void register_engine(py::module_& m) {
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine");
+  m.def(
+      "open_engine",
+      [](const std::string& file, std::size_t screen_rows, std::size_t screen_columns, std::size_t screen_pixels,
+         std::size_t state_text) {
+        return std::const_pointer_cast<Engine>(
+            Engine::open(file, {screen_rows, screen_columns, screen_pixels, state_text}));
+      },
+      "module_file"_a, py::kw_only(), "screen_rows"_a = EngineLayout{}.screen_rows,
+      "screen_columns"_a = EngineLayout{}.screen_columns, "screen_pixels"_a = EngineLayout{}.screen_pixels,
+      "state_text"_a = EngineLayout{}.state_text);
+  m.def("engine_symbols", &Engine::symbol_names);
+
+  py::class_<Emulator>(m, "Emulator")
+      .def(py::init([](std::shared_ptr<Engine> engine) { return std::make_unique<Emulator>(std::move(engine)); }))
+      .def(
+          "load_rom",
+          [](Emulator& self, const std::filesystem::path& rom, std::uint32_t seed, float sticky_probability,
+             int max_frames_per_game) { self.load_rom({rom, seed, sticky_probability, max_frames_per_game, -1, -1}); },
+          "rom"_a, "seed"_a, "sticky_probability"_a, "max_frames_per_game"_a)
+      .def("reset_game", &Emulator::reset_game)
+      .def("act", &Emulator::act, "action"_a)
+      .def(
+          "act_many",
+          [](Emulator& self, const std::vector<int>& actions) {
+            const py::gil_scoped_release released;
+            std::int64_t reward = 0;
+            for (const int action : actions) {
+              reward += self.act(action);
+              if (self.game_over() || self.truncated()) self.reset_game();
+            }
+            return reward;
+          },
+          "actions"_a)
+      .def(
+          "replay",
+          [](Emulator& self, const std::string& calls) {
+            const py::gil_scoped_release released;
+            for (const char call : calls) {
+              const auto code = static_cast<std::uint8_t>(call);
+              if (code == SavableEmulator::kResetCall) {
+                self.reset_game();
+              } else {
+                self.act(code);
+              }
+            }
+          },
+          "calls"_a)
+      .def("game_over", &Emulator::game_over)
+      .def("truncated", &Emulator::truncated)
+      .def("lives", &Emulator::lives)
+      .def("frame_number", &Emulator::frame_number)
+      .def("episode_frame_number", &Emulator::episode_frame_number)
+      .def("minimal_actions", &Emulator::minimal_actions)
+      .def("legal_actions", &Emulator::legal_actions)
+      .def_property_readonly("rows", &Emulator::rows)
+      .def("modes", &Emulator::modes)
+      .def("difficulties", &Emulator::difficulties)
+      .def("screen", [](const Emulator& self) { return copy_of(self.screen(), {self.rows(), self.columns()}); })
+      .def("ram", [](const Emulator& self) { return copy_of(self.ram(), {128}); })
+      .def("palette_rgb", [](Emulator& self) { return copy_of(self.palette_rgb(), {256, 3}); })
+      .def("palette_grey", [](Emulator& self) { return copy_of(self.palette_grey(), {256}); })
+      .def("save", [](Emulator& self) { return py::bytes(self.save()->to_string()); })
+      .def("restore",
+           [](Emulator& self, const std::string& state) { self.restore(EmulatorState(self.engine(), state)); })
+      .def("guard_intact", &Emulator::guard_intact);
+}
+
+// Made once a game, shared by its pools. Empty: every reset is emulated.
+struct BoundStarts {
+  std::shared_ptr<const CachedStarts> starts;
+};
+
+// ---- Pixel functions and numbers: for tests and measurements
+
+void register_parts(py::module_& m) {
+  py::class_<BoundStarts>(m, "CachedStarts")
+      .def(py::init<>())
+      .def(py::init(
+               [](Emulator& console, int most_noops) { return BoundStarts{make_cached_starts(console, most_noops)}; }),
+           "console"_a, "most_noops"_a)
+      .def("__len__", [](const BoundStarts& self) { return self.starts ? self.starts->size() : 0; });
+  m.def("available_cpu_paths", [] {
+    std::vector<std::string> names;
+    for (const CpuPath path : available_cpu_paths()) names.emplace_back(cpu_path_name(path));
+    return names;
+  });
+  m.def("best_cpu_path", [] { return std::string(cpu_path_name(best_cpu_path())); });
+
+  struct BoundReducer {
+    PlaneReducer reducer;
+    int height;
+    const std::uint8_t* screen(const Bytes& array) const {
+      if (array.size() != static_cast<py::ssize_t>(height) * kScreenWidth) {
+        throw std::invalid_argument("PlaneReducer: expected a screen of " + std::to_string(height) + " x 160 bytes");
+      }
+      return array.data();
+    }
+  };
+  py::class_<BoundReducer>(m, "PlaneReducer")
+      .def(py::init([](const Bytes& single, const Bytes& pair, int height, const std::string& cpu_path) {
+             return BoundReducer{PlaneReducer(pixel_table(single, pair), height, cpu_path_named(cpu_path)), height};
+           }),
+           "single"_a, "pair"_a, "height"_a, "cpu_path"_a)
+      .def("load", [](BoundReducer& self, const Bytes& screen) { self.reducer.load(self.screen(screen)); })
+      .def("load_pair", [](BoundReducer& self, const Bytes& older,
+                           const Bytes& newer) { self.reducer.load_pair(self.screen(older), self.screen(newer)); })
+      .def("join_max", [](BoundReducer& self, const Bytes& screen) { self.reducer.join_max(self.screen(screen)); })
+      .def("reduce",
+           [](BoundReducer& self) {
+             Bytes out({kObsSide, kObsSide});
+             self.reducer.reduce(out.mutable_data());
+             return out;
+           })
+      .def("plane", [](const BoundReducer& self) { return copy_of(self.reducer.plane(), {self.height, kScreenWidth}); })
+      .def("set_plane", [](BoundReducer& self, const Bytes& plane) {
+        self.screen(plane);
+        self.reducer.set_plane(span_of(plane));
+      });
+
+  py::class_<NumpyRandom>(m, "NumpyRandom")
+      .def(py::init([](std::uint64_t state_high, std::uint64_t state_low, std::uint64_t increment_high,
+                       std::uint64_t increment_low, std::uint32_t has_uint32, std::uint32_t uinteger) {
+        return NumpyRandom({state_high, state_low, increment_high, increment_low, has_uint32, uinteger});
+      }))
+      .def("integers", &NumpyRandom::integers, "first"_a, "last"_a);
+}
+
+// ---- Sinks
+
+// Keeps what a pool wrote, for tests and for whoever wants to see how a sink is called.
+class RecordingSink final : public FrameSink {
+ public:
+  struct Entry {
+    FrameRecord record;
+    std::vector<std::uint8_t> frame;
+  };
+  explicit RecordingSink(int num_envs) : open_(static_cast<std::size_t>(num_envs)), log_(open_.size()) {}
+
+  int num_envs() const noexcept override { return static_cast<int>(log_.size()); }
+  void begin(int env) noexcept override { open_[static_cast<std::size_t>(env)].clear(); }
+  void put(int env, std::span<const std::uint8_t> frame) noexcept override {
+    open_[static_cast<std::size_t>(env)].assign(frame.begin(), frame.end());
+  }
+  void commit(const FrameRecord& record) noexcept override {
+    const auto env = static_cast<std::size_t>(record.env);
+    log_[env].push_back({record, open_[env]});
+  }
+  py::list entries(int env) const {
+    py::list list;
+    if (env < 0 || env >= num_envs()) {
+      throw std::out_of_range("entries: env " + std::to_string(env) + " is outside [0, " + std::to_string(num_envs()) +
+                              ")");
+    }
+    for (const Entry& entry : log_[static_cast<std::size_t>(env)]) {
+      const FrameRecord& r = entry.record;
+      list.append(py::make_tuple(copy_of(entry.frame, {kObsSide, kObsSide}), r.starts_episode, r.action, r.reward,
+                                 r.terminated, r.truncated));
+    }
+    return list;
+  }
+
+ private:
+  std::vector<std::vector<std::uint8_t>> open_;
+  std::vector<std::vector<Entry>> log_;
+};
+
+void register_sinks(py::module_& m) {
+  py::class_<FrameSink, std::shared_ptr<FrameSink>>(m, "FrameSink");
+  py::class_<RecordingSink, FrameSink, std::shared_ptr<RecordingSink>>(m, "RecordingSink")
+      .def(py::init<int>(), "num_envs"_a)
+      .def("entries", &RecordingSink::entries, "env"_a);
+}
+
+// ---- The pool
+
+// A pool belongs to the process that made it: its threads do not exist in a forked child.
+class PoolHandle {
+ public:
+  PoolHandle(std::unique_ptr<EnvPool> pool) : pool_(std::move(pool)), owner_(getpid()) {}
+  PoolHandle(const PoolHandle&) = delete;
+  PoolHandle& operator=(const PoolHandle&) = delete;
+  ~PoolHandle() {
+    if (!made_here()) {
+      static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
+      return;
+    }
+    const py::gil_scoped_release released;
+    pool_.reset();
+  }
+
+  bool made_here() const { return getpid() == owner_; }
+  EnvPool& get(const char* operation) const {
+    if (!made_here()) {
+      throw PoolClosed(std::string(operation) + ": this pool was made by process " + std::to_string(owner_) +
+                       " and its threads are not in this forked process; make a pool here");
+    }
+    return *pool_;
+  }
+  std::atomic<bool> in_use = false;
+
+ private:
+  std::unique_ptr<EnvPool> pool_;
+  pid_t owner_;
+};
+
+// One caller at a time: two threads stepping one pool would each get some of the other's results.
+class SoleUse {
+ public:
+  SoleUse(PoolHandle& handle, const char* operation) : handle_(handle) {
+    if (handle_.in_use.exchange(true)) {
+      throw std::logic_error(std::string(operation) +
+                             ": another thread is inside a call of this pool; use one pool a "
+                             "thread, or take turns");
+    }
+  }
+  SoleUse(const SoleUse&) = delete;
+  SoleUse& operator=(const SoleUse&) = delete;
+  ~SoleUse() { handle_.in_use = false; }
+
+ private:
+  PoolHandle& handle_;
+};
+
+void let_signals_through() {
+  const py::gil_scoped_acquire acquired;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+template <typename T, typename Get>
+py::array_t<T> column(const std::vector<EnvReport>& reports, Get get) {
+  py::array_t<T> array(static_cast<py::ssize_t>(reports.size()));
+  T* out = array.mutable_data();
+  for (const EnvReport& report : reports) *out++ = get(report);
+  return array;
+}
+
+py::dict columns(const std::vector<EnvReport>& reports) {
+  py::dict d;
+  d["reward"] = column<double>(reports, [](const EnvReport& r) { return r.reward; });
+  d["terminated"] = column<bool>(reports, [](const EnvReport& r) { return r.terminated; });
+  d["truncated"] = column<bool>(reports, [](const EnvReport& r) { return r.truncated; });
+  d["lives"] = column<std::int64_t>(reports, [](const EnvReport& r) { return r.lives; });
+  d["frame_number"] = column<std::int64_t>(reports, [](const EnvReport& r) { return r.frame_number; });
+  d["episode_frame_number"] = column<std::int64_t>(reports, [](const EnvReport& r) { return r.episode_frame_number; });
+  // Most steps end no game; then the columns that tell of it are left out.
+  if (std::any_of(reports.begin(), reports.end(), [](const EnvReport& r) { return r.game_ended; })) {
+    d["game_ended"] = column<bool>(reports, [](const EnvReport& r) { return r.game_ended; });
+    d["game_return"] = column<double>(reports, [](const EnvReport& r) { return r.game_return; });
+    d["game_frames"] = column<std::int64_t>(reports, [](const EnvReport& r) { return r.game_frames; });
+    d["game_steps"] = column<std::int64_t>(reports, [](const EnvReport& r) { return r.game_steps; });
+  }
+  return d;
+}
+
+// Shows the batch's own memory; the batch goes back to its pool when the array is gone.
+py::object view_of(const std::shared_ptr<Batch>& batch, std::vector<std::uint8_t>& memory, py::ssize_t stack) {
+  if (memory.empty()) return py::none();
+  const auto size = static_cast<py::ssize_t>(batch->env.size());
+  py::capsule keep(new std::shared_ptr<Batch>(batch), [](void* p) { delete static_cast<std::shared_ptr<Batch>*>(p); });
+  return Bytes({size, stack, py::ssize_t{kObsSide}, py::ssize_t{kObsSide}}, memory.data(), keep);
+}
+
+py::dict to_python(const EnvPool& pool, const std::shared_ptr<Batch>& batch) {
+  const py::ssize_t stack = pool.rules().stack;
+  py::dict d = columns(batch->report);
+  const bool own = batch->obs == batch->own_obs.data();
+  d["obs"] = own ? view_of(batch, batch->own_obs, stack) : py::none();
+  d["env_id"] = py::array_t<int>(static_cast<py::ssize_t>(batch->env.size()), batch->env.data());
+  const bool any_final = std::any_of(batch->has_final.begin(), batch->has_final.end(), [](auto v) { return v != 0; });
+  d["final"] = py::none();
+  if (any_final) {
+    py::dict final_columns = columns(batch->final_report);
+    final_columns["mask"] = py::array_t<bool>(static_cast<py::ssize_t>(batch->has_final.size()),
+                                              reinterpret_cast<const bool*>(batch->has_final.data()));
+    final_columns["obs"] = view_of(batch, batch->final_obs, stack);
+    d["final"] = final_columns;
+  }
+  return d;
+}
+
+std::uint8_t* caller_buffer(const EnvPool& pool, const std::optional<Bytes>& out) {
+  if (!out) return nullptr;
+  const auto needed = static_cast<py::ssize_t>(pool.stack_bytes()) * pool.options().num_envs;
+  if (out->size() != needed || !out->writeable()) {
+    throw std::invalid_argument("out: expected a writable C-contiguous uint8 array of " + std::to_string(needed) +
+                                " bytes, got " + std::to_string(out->size()) +
+                                (out->writeable() ? "" : ", not writable"));
+  }
+  return const_cast<std::uint8_t*>(out->data());
+}
+
+using SeedTuple = std::tuple<std::uint32_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+using ResetTuple = std::tuple<int, std::optional<SeedTuple>, std::optional<std::vector<int>>>;
+
+EnvPool::Reset reset_from(const ResetTuple& given) {
+  const auto& [env, seed, noops] = given;
+  EnvPool::Reset reset{env, std::nullopt, noops};
+  if (seed) {
+    const auto& [emulator, state_high, state_low, increment_high, increment_low] = *seed;
+    reset.seed = EnvSeed{emulator, {state_high, state_low, increment_high, increment_low, 0, 0}};
+  }
+  return reset;
+}
+
+AtariRules rules_from(const py::dict& d) {
+  AtariRules rules{};  // assigned one by one: gcc 12 destroys a member twice when an initialiser list throws
+  rules.game = d["game"].cast<std::string>();
+  rules.emulator.rom = d["rom"].cast<std::string>();
+  rules.emulator.sticky_probability = d["sticky"].cast<float>();
+  rules.emulator.max_frames_per_game = d["max_frames"].cast<int>();
+  rules.emulator.mode = d["mode"].cast<int>();
+  rules.emulator.difficulty = d["difficulty"].cast<int>();
+  rules.trust_states = d["trust_states"].cast<bool>();
+  rules.screen_rows = d["screen_rows"].cast<int>();
+  rules.actions = d["actions"].cast<std::vector<int>>();
+  rules.frame_skip = d["frame_skip"].cast<int>();
+  rules.stack = d["stack"].cast<int>();
+  rules.pooling = static_cast<Pooling>(d["pooling"].cast<int>());
+  rules.noop_min = d["noop_min"].cast<int>();
+  rules.noop_max = d["noop_max"].cast<int>();
+  rules.fire_at_reset = d["fire_at_reset"].cast<bool>();
+  rules.life_loss_ends_episode = d["life_loss_ends_episode"].cast<bool>();
+  rules.life_loss_seen_every_frame = d["life_loss_seen_every_frame"].cast<bool>();
+  rules.clip_reward = d["clip_reward"].cast<bool>();
+  rules.pad_with_first_frame = d["pad_with_first_frame"].cast<bool>();
+  rules.starts = d["starts"].cast<BoundStarts>().starts;
+  rules.fingerprint = d["fingerprint"].cast<std::string>();
+  rules.grey_weights = d["grey_weights"].cast<std::array<double, 4>>();
+  rules.cpu_path = cpu_path_named(d["cpu_path"].cast<std::string>());
+  for (const auto& [single, pair] : d["planes"].cast<std::vector<std::pair<Bytes, Bytes>>>()) {
+    rules.planes.push_back(pixel_table(single, pair));
+  }
+  return rules;
+}
+
+// Plays one env on the calling thread, steps and autoresets as a pool would, and says where the time went.
+py::dict time_stages(std::shared_ptr<Engine> engine, const py::dict& rules, std::uint32_t seed,
+                     const std::vector<int>& actions, bool stamped) {
+  const AtariRules converted = rules_from(rules);
+  StageClock clock;
+  std::chrono::nanoseconds whole{};
+  std::int64_t frames = 0;
+  {
+    const py::gil_scoped_release released;
+    AtariEnv env(std::move(engine), converted);
+    env.reset(EnvSeed{seed, {0, seed, 0, 1, 0, 0}});
+    std::vector<std::uint8_t> out(static_cast<std::size_t>(converted.stack) * kObsBytes);
+    if (stamped) env.set_clock(&clock);
+    const std::int64_t frames_before = env.report().frame_number;
+    const auto began = std::chrono::steady_clock::now();
+    for (const int action : actions) {
+      if (env.report().terminated || env.report().truncated) {
+        env.reset(std::nullopt);
+      } else {
+        env.step(action);
+      }
+      env.write_stack(out.data());
+    }
+    whole = std::chrono::steady_clock::now() - began;
+    frames = env.report().frame_number - frames_before;
+  }
+  py::dict d;
+  for (std::size_t i = 0; i < clock.nanoseconds.size(); ++i) {
+    d[kStageNames[i]] = py::make_tuple(clock.nanoseconds[i], clock.stamps[i]);
+  }
+  d["whole"] = py::make_tuple(whole.count(), static_cast<std::int64_t>(actions.size()));
+  d["frames"] = frames;
+  return d;
+}
+
+// The calls of the engine that an env makes while it plays, an action or a reset a byte: what a bare loop must do for
+// the same games. One string for each row of actions.
+std::vector<py::bytes> record_calls(std::shared_ptr<Engine> engine, const py::dict& rules, const SeedTuple& seed,
+                                    const std::vector<std::vector<int>>& actions) {
+  AtariEnv env(std::move(engine), rules_from(rules));
+  std::vector<std::uint8_t> log;
+  env.log_calls(&log);
+  env.reset(reset_from({0, seed, std::nullopt}).seed);
+  std::vector<py::bytes> chunks;
+  for (const std::vector<int>& row : actions) {
+    for (const int action : row) {
+      if (env.episode_is_over()) {
+        env.reset(std::nullopt);
+      } else {
+        env.step(action);
+      }
+    }
+    chunks.emplace_back(reinterpret_cast<const char*>(log.data()), log.size());
+    log.clear();
+  }
+  return chunks;
+}
+
+void register_pool(py::module_& m) {
+  m.def("record_calls", record_calls, "engine"_a, "rules"_a, "seed"_a, "actions"_a);
+  m.def("time_stages", time_stages, "engine"_a, "rules"_a, "seed"_a, "actions"_a, "stamped"_a);
+  py::class_<PoolHandle>(m, "EnvPool")
+      .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& rules, int num_envs, int threads, int batch_size,
+                       int autoreset, bool write_stacks, std::shared_ptr<FrameSink> sink, int fail_env, int fail_step) {
+             const AtariRules converted = rules_from(rules);
+             const PoolOptions options{num_envs,     threads,  batch_size, static_cast<Autoreset>(autoreset),
+                                       write_stacks, fail_env, fail_step};
+             std::unique_ptr<EnvPool> pool;
+             {
+               const py::gil_scoped_release released;
+               pool = std::make_unique<EnvPool>(std::move(engine), converted, options, std::move(sink));
+             }
+             return std::make_unique<PoolHandle>(std::move(pool));
+           }),
+           "engine"_a, "rules"_a, py::kw_only(), "num_envs"_a, "threads"_a, "batch_size"_a, "autoreset"_a,
+           "write_stacks"_a, "sink"_a.none(true), "fail_env"_a, "fail_step"_a)
+      .def(
+          "send_resets",
+          [](PoolHandle& handle, const std::vector<ResetTuple>& resets, const std::optional<Bytes>& out) {
+            EnvPool& pool = handle.get("reset");
+            const SoleUse use(handle, "reset");
+            std::vector<EnvPool::Reset> converted;
+            for (const ResetTuple& reset : resets) converted.push_back(reset_from(reset));
+            pool.send_resets(std::move(converted), caller_buffer(pool, out));
+          },
+          "resets"_a, "out"_a.noconvert().none(true))
+      .def(
+          "send_actions",
+          [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs,
+             const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out) {
+            EnvPool& pool = handle.get("step");
+            const SoleUse use(handle, "step");
+            if (envs.size() != actions.size()) throw std::invalid_argument("step: one action for each env id, please");
+            const auto size = static_cast<std::size_t>(envs.size());
+            pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out));
+          },
+          "envs"_a, "actions"_a, "out"_a.noconvert().none(true))
+      .def(
+          "recv",
+          [](PoolHandle& handle, double timeout_s) {
+            EnvPool& pool = handle.get("recv");
+            const SoleUse use(handle, "recv");
+            std::shared_ptr<Batch> batch;
+            {
+              const py::gil_scoped_release released;
+              batch = pool.recv(timeout_s, let_signals_through);
+            }
+            return to_python(pool, batch);
+          },
+          "timeout_s"_a)
+      .def("discard_in_flight",
+           [](PoolHandle& handle) {
+             EnvPool& pool = handle.get("reset");
+             const SoleUse use(handle, "reset");
+             const py::gil_scoped_release released;
+             pool.discard_in_flight(let_signals_through);
+           })
+      .def(
+          "gather",
+          [](PoolHandle& handle, const std::optional<Bytes>& out) {
+            EnvPool& pool = handle.get("reset");
+            const SoleUse use(handle, "reset");
+            const auto batch = pool.gather(caller_buffer(pool, out));
+            return to_python(pool, batch);
+          },
+          "out"_a.noconvert().none(true))
+      .def(
+          "save_env",
+          [](PoolHandle& handle, int env) {
+            EnvPool& pool = handle.get("save_state");
+            const SoleUse use(handle, "save_state");
+            return py::bytes(pool.save_env(env));
+          },
+          "env"_a)
+      .def(
+          "load_env",
+          [](PoolHandle& handle, int env, const std::string& state) {
+            EnvPool& pool = handle.get("load_state");
+            const SoleUse use(handle, "load_state");
+            const py::gil_scoped_release released;
+            pool.load_env(env, state);
+          },
+          "env"_a, "state"_a)
+      .def(
+          "screen",
+          [](PoolHandle& handle, int env) {
+            EnvPool& pool = handle.get("screens");
+            const SoleUse use(handle, "screens");
+            AtariEnv& shown = pool.idle_env(env, "screens");
+            return copy_of(shown.screen(), {pool.rules().screen_rows, kScreenWidth});
+          },
+          "env"_a)
+      .def("in_flight", [](PoolHandle& handle) { return handle.get("in_flight").in_flight(); })
+      .def("close", [](PoolHandle& handle) {
+        if (!handle.made_here()) return;  // nothing of it is in this process to close
+        EnvPool& pool = handle.get("close");
+        const py::gil_scoped_release released;
+        pool.close();
+      });
+}
+
+}  // namespace
+}  // namespace fastrl
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The native part of fastrl. Use it through fastrl, not directly.";
+  m.attr("version") = FASTRL_VERSION;
+  m.attr("source_hash") = FASTRL_SOURCE_HASH;
+  m.attr("compiler") = FASTRL_COMPILER;
+  m.attr("compile_flags") = FASTRL_FLAGS;
+  m.attr("build_type") = FASTRL_BUILD_TYPE;
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const fastrl::WaitTimeout& timeout) {
+      PyErr_SetString(PyExc_TimeoutError, timeout.what());
+    }
+  });
+  fastrl::register_engine(m);
+  fastrl::register_parts(m);
+  fastrl::register_sinks(m);
+  fastrl::register_pool(m);
+}

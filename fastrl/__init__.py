@@ -1,0 +1,19 @@
+"""fastrl: deep reinforcement learning with a native engine.
+
+>>> import fastrl
+>>> pool = fastrl.AtariPool("BreakoutNoFrameskip-v4", num_envs=8)
+>>> obs, info = pool.reset(seed=1)
+>>> obs.shape
+(8, 4, 84, 84)
+
+Importing fastrl imports no torch; trainers do, when they are imported.
+"""
+
+from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.native import __version__, build_info
+from fastrl.engine.protocol import Protocol, protocol
+from fastrl.engine.registration import register
+
+__all__ = ["AtariPool", "Protocol", "__version__", "build_info", "protocol"]
+
+register()

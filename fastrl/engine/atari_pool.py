@@ -1,0 +1,524 @@
+"""Many Atari games stepped on all cores, behind gymnasium's vector API."""
+
+from __future__ import annotations
+
+import atexit
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from fastrl.engine import native
+from fastrl.engine.cpu_budget import usable_cores
+from fastrl.engine.games import find_game, nearest, rom_md5, rom_path
+from fastrl.engine.protocol import Protocol, differences
+from fastrl.engine.protocol import protocol as named_protocol
+from fastrl.engine.rules import NOOP_LIMIT, action_meanings, native_rules, resolved_protocol, whole_number
+from fastrl.engine.seeding import env_seed, fresh_seed, spread_seed
+
+OBS_SIDE = 84
+
+# The native enum (csrc/pool/env_pool.hpp).
+_AUTORESET = {AutoresetMode.NEXT_STEP: 0, AutoresetMode.SAME_STEP: 1, AutoresetMode.DISABLED: 2}
+_AUTORESET_NAMES = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+
+Results = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
+
+_ALWAYS_TOLD = ("lives", "frame_number", "episode_frame_number")
+_TOLD_OF_GAMES = ("game_return", "game_frames", "game_steps")
+
+# Pools whose threads must end before the interpreter does.
+_open_pools: weakref.WeakSet[AtariPool] = weakref.WeakSet()
+_warned_about_threads = False
+
+
+@atexit.register
+def _close_open_pools() -> None:
+    for pool in list(_open_pools):
+        pool.close()
+
+
+def _resolve_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
+    if isinstance(mode, AutoresetMode):
+        return mode
+    for name, value in _AUTORESET_NAMES.items():
+        if mode in (name, value.value):
+            return value
+    raise ValueError(
+        f"autoreset: '{mode}' is unknown{nearest(str(mode), list(_AUTORESET_NAMES))}; known: "
+        f"{', '.join(_AUTORESET_NAMES)}"
+    )
+
+
+def _resolve_threads(threads: int | None, num_envs: int) -> int:
+    global _warned_about_threads
+    cores = usable_cores()
+    if threads is None:
+        return min(cores, num_envs)
+    threads = whole_number("threads", threads, 1)
+    if threads > cores and not _warned_about_threads:
+        _warned_about_threads = True
+        warnings.warn(
+            f"AtariPool: {threads} threads on {cores} usable cores (affinity and control-group quota counted) take "
+            f"turns and gain nothing; threads=None takes {min(cores, num_envs)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return min(threads, num_envs)
+
+
+class AtariPool(VectorEnv[Any, Any, Any]):
+    """Atari games stepped by C++ threads, exact to the byte with the wrappers that defined their protocol.
+
+    Args:
+        env_id: ``BreakoutNoFrameskip-v4`` (no sticky actions), ``ALE/Breakout-v5`` (sticky 0.25) or ``breakout``
+            (as the protocol says).
+        num_envs: games played side by side.
+        protocol: the rules, see ``fastrl protocols``.
+        threads: worker threads; None: as many as this process may use cores.
+        seed: of the first reset, if that is given none. Env i gets ``seed + i``.
+        frame_skip, stack, noop_max, sticky, full_actions, max_frames, life_loss, reward: replace the protocol's own
+            rule of that name where given. ``stack`` frames make an observation.
+        autoreset: "next_step", "same_step" or "disabled", with gymnasium's meanings.
+        batch_size: results that :meth:`recv` returns; fewer than ``num_envs`` lets learning overlap with stepping.
+        mode, difficulty: of the game; None: its own default.
+        render_mode: "rgb_array" makes :meth:`render` return the screens.
+        cpu_path: of the pixel functions, for tests; None: the fastest this processor has. All give the same bytes.
+        cached_resets: False emulates every reset; None jumps to saved starts in the games where that was proved
+            exact (the result is the same).
+        sink: where the emulating threads also put every frame, in place (the replay ring).
+        stacks: False writes frames to the sink only, and observations are None.
+
+    Example:
+        >>> pool = AtariPool("pong", num_envs=4, protocol="nature")
+        >>> obs, info = pool.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = pool.step(pool.action_space.sample())
+        >>> obs.shape, obs.dtype
+        ((4, 4, 84, 84), dtype('uint8'))
+        >>> pool.close()
+
+    ``info`` has ``lives``, ``frame_number``, ``episode_frame_number``, and where a full game ended ``game_return``
+    (the game's own score), ``game_frames`` and ``game_steps``, each with its mask under ``_name``, as gymnasium does.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 60, "autoreset_mode": None}  # noqa: RUF012
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        protocol: str | Protocol = "sb3",
+        *,
+        threads: int | None = None,
+        seed: int | Sequence[int] | None = 0,
+        frame_skip: int | None = None,
+        stack: int = 4,
+        noop_max: int | None = None,
+        sticky: float | None = None,
+        full_actions: bool | None = None,
+        max_frames: int | None = None,
+        life_loss: str | None = None,
+        reward: str | None = None,
+        autoreset: str | AutoresetMode = "next_step",
+        batch_size: int | None = None,
+        mode: int | None = None,
+        difficulty: int | None = None,
+        render_mode: str | None = None,
+        cpu_path: str | None = None,
+        cached_resets: bool | None = None,
+        sink: Any = None,
+        stacks: bool = True,
+        _fail_at: tuple[int, int] | None = None,
+    ) -> None:
+        self.closed = True  # until everything below has worked
+        self.num_envs = whole_number("num_envs", num_envs, 1, 65_536)
+        self.game = find_game(env_id)
+        self._named_protocol = named_protocol(protocol)
+        self.protocol = resolved_protocol(
+            protocol,
+            self.game.sticky,
+            frame_skip=frame_skip,
+            noop_max=noop_max,
+            sticky=sticky,
+            full_actions=full_actions,
+            max_frames=max_frames,
+            life_loss=life_loss,
+            reward=reward,
+        )
+        self.stack = whole_number("stack", stack, 1, 64)
+        self.batch_size = (
+            self.num_envs if batch_size is None else whole_number("batch_size", batch_size, 1, self.num_envs)
+        )
+        self.threads = _resolve_threads(threads, self.num_envs)
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: {render_mode!r} is not one of None, 'rgb_array'")
+        self.render_mode = render_mode
+        autoreset_mode = _resolve_autoreset(autoreset)
+        self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
+        self._first_seed: list[int | None] | None = spread_seed(seed, self.num_envs)
+        self._write_stacks = bool(stacks)
+        if sink is not None and not isinstance(sink, native.core.FrameSink):
+            raise TypeError(f"sink: {type(sink).__name__} is not a FrameSink of fastrl's native part")
+        if not stacks and sink is None:
+            raise ValueError("stacks: False writes frames to a sink only, but no sink is given")
+
+        rom = rom_path(self.game.name)
+        md5 = rom_md5(rom)
+        engine = native.engine()
+        rules = native_rules(
+            self.protocol, self.game.name, rom, md5, self.stack, mode, difficulty, cpu_path, cached_resets
+        )
+        self.action_meanings: list[str] = action_meanings(rules["actions"])
+        self._palette = rules.pop("palette_rgb")
+        self.rules_fingerprint: str = rules["fingerprint"]
+        self._pool = native.core.EnvPool(
+            engine,
+            rules,
+            num_envs=self.num_envs,
+            threads=self.threads,
+            batch_size=self.batch_size,
+            autoreset=_AUTORESET[autoreset_mode],
+            write_stacks=self._write_stacks,
+            sink=sink,
+            fail_env=_fail_at[0] if _fail_at else -1,
+            fail_step=_fail_at[1] if _fail_at else -1,
+        )
+        self._all_envs = np.arange(self.num_envs, dtype=np.int32)
+        self._all_envs.flags.writeable = False
+        self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        self._out: Any = None  # the caller's buffer that workers may still write to; None: their own memory
+        self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
+
+        self.single_observation_space = spaces.Box(0, 255, (self.stack, OBS_SIDE, OBS_SIDE), np.uint8)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.num_actions = len(rules["actions"])
+        self.single_action_space = spaces.Discrete(self.num_actions)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.closed = False
+        _open_pools.add(self)
+
+    # ---- gymnasium's calls
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+        out: Any = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start new episodes and return their first observations.
+
+        Args:
+            seed: one number (env i gets ``seed + i``) or one an env. A seed starts a new game from a freshly loaded
+                cartridge, as gymnasium's env does. Without: the first reset takes the constructor's, later ones go on
+                with the generators. An episode that ended by a life loss goes on with its game, as the protocol says;
+                in the middle of an episode a new game starts.
+            options: ``{"reset_mask": bool array}`` resets these envs only, the others keep their last observation
+                and pending resets; ``{"noops": n | [n, ...] | [[n, ...], ...]}`` schedules the no-op counts of each
+                env's next resets, autoresets included.
+            out: a buffer for the observations, see :meth:`step`.
+        """
+        self._require_open("reset")
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"reset: options {options!r} is not a dict such as {{'noops': 5}}")
+        options = dict(options or {})
+        mask = self._reset_mask(options.pop("reset_mask", None))
+        noops = self._noop_schedule(options.pop("noops", None))
+        if options:
+            raise ValueError(f"reset: options {sorted(options)} are unknown; known: ['noops', 'reset_mask']")
+        seeds = spread_seed(seed, self.num_envs)
+        if isinstance(seed, (int, np.integer)):
+            super().reset(seed=int(seed))
+        if self._first_seed is not None:
+            seeds = [first if own is None else own for own, first in zip(seeds, self._first_seed, strict=True)]
+        # An env that has no generators yet and is given no seed gets fresh entropy, as gymnasium's do.
+        seeds = [
+            fresh_seed() if own is None and not was_reset else own
+            for own, was_reset in zip(seeds, self._reset_envs, strict=True)
+        ]
+        if not mask.all() and not self._reset_envs[~mask].all():
+            raise RuntimeError(
+                f"reset: envs {np.flatnonzero(~mask & ~self._reset_envs).tolist()} are left out of reset_mask but "
+                f"have never been reset; reset all envs once before"
+            )
+        buffer = self._buffer(out)
+        if self._pool.in_flight():
+            if not mask.all():
+                raise RuntimeError(
+                    "reset: some envs were sent actions whose results have not been received; call "
+                    "recv() before a reset with reset_mask"
+                )
+            self._pool.discard_in_flight()
+        jobs = [
+            (int(env), None if (s := seeds[env]) is None else env_seed(s), noops[env]) for env in np.flatnonzero(mask)
+        ]
+        self._first_seed = None
+        if mask.all() and self.batch_size == self.num_envs:
+            self._send_into(out, lambda: self._pool.send_resets(jobs, buffer))
+            results = self._pool.recv(-1.0)
+            self._out = None
+        else:
+            self._pool.send_resets(jobs, None)
+            self._pool.discard_in_flight()
+            results = self._pool.gather(buffer)
+        self._reset_envs |= mask
+        obs = results["obs"] if out is None else out
+        return obs, self._info(results, mask, self._all_envs.copy())
+
+    def step(self, actions: Any, out: Any = None) -> Results:
+        """Step every env and wait for all of them.
+
+        Args:
+            actions: one whole number an env.
+            out: a C-contiguous uint8 buffer (num_envs, stack, 84, 84) that the observations are written into, for
+                example pinned memory: a numpy array or a torch tensor in host memory. It is returned as the
+                observations. Without it they are the caller's to keep, in memory that is used again only when
+                nobody holds them.
+        """
+        self._require_open("step")
+        if self.batch_size != self.num_envs:
+            raise RuntimeError(
+                f"step: this pool returns batches of {self.batch_size} of its {self.num_envs} envs; use "
+                f"send() and recv()"
+            )
+        buffer = self._buffer(out)
+        checked = self._checked_actions(actions, self.num_envs)
+        self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer))
+        results = self._pool.recv(-1.0)
+        self._out = None
+        obs = results["obs"] if out is None else out
+        return self._results(obs, results)
+
+    def send(self, actions: Any, env_ids: Any = None) -> None:
+        """Hand actions to envs and return at once; :meth:`recv` brings the results.
+
+        Args:
+            actions: one whole number for each of ``env_ids``.
+            env_ids: which envs, each at most once; None: all.
+        """
+        self._require_open("send")
+        envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
+        self._pool.send_actions(envs, self._checked_actions(actions, len(envs)), None)
+
+    def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
+        """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
+
+        ``info["env_id"]`` says whose they are. ``out`` is a buffer of (batch_size, stack, 84, 84) that is copied into.
+
+        Raises:
+            TimeoutError: after ``timeout_s`` seconds; what was sent is still under way.
+        """
+        self._require_open("recv")
+        buffer = self._buffer(out, self.batch_size)  # refused before a batch is taken
+        if timeout_s is not None and not (isinstance(timeout_s, Real) and 0 <= timeout_s < float("inf")):
+            raise ValueError(f"recv: timeout_s {timeout_s!r} is not a number of seconds from 0 on; None waits for ever")
+        results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s))
+        # A step that was interrupted has left its buffer, and its results are in there.
+        obs = self._out if results["obs"] is None else results["obs"]
+        self._out = None
+        if out is not None:
+            np.copyto(buffer, obs)
+            obs = out
+        return self._results(obs, results)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The screens of all envs, if the pool was made with ``render_mode="rgb_array"``."""
+        return None if self.render_mode is None else tuple(self.screens())
+
+    def close_extras(self, **_: Any) -> None:
+        """End the worker threads. Called by ``close()``, when the pool is collected, and when Python exits."""
+        if hasattr(self, "_pool"):
+            self._pool.close()
+            self._out = None
+
+    # ---- beyond gymnasium's calls
+
+    def observations(self, out: Any = None) -> Any:
+        """The last observation of every env again; nothing may be in flight."""
+        self._require_idle("observations")
+        buffer = self._buffer(out)
+        results = self._pool.gather(buffer)
+        return results["obs"] if out is None else out
+
+    def screens(self) -> npt.NDArray[np.uint8]:
+        """The raw screen of every env as RGB, (num_envs, rows, 160, 3)."""
+        self._require_idle("screens")
+        return np.stack([self._palette[self._pool.screen(env)] for env in range(self.num_envs)])
+
+    def save_state(self, env_ids: Any = None) -> list[bytes]:
+        """Everything that decides how each env goes on: console, protocol state, generators. Bytes, an env each.
+
+        >>> pool = AtariPool("pong", num_envs=2)
+        >>> _ = pool.reset()
+        >>> states = pool.save_state()
+        >>> pool.load_state(states)  # in this process or another, in this or another env of a pool with equal rules
+        """
+        self._require_idle("save_state")
+        envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
+        return [self._pool.save_env(int(env)) for env in envs]
+
+    def load_state(self, states: Sequence[bytes], env_ids: Any = None) -> None:
+        """Continue from states that :meth:`save_state` gave. :meth:`observations` then returns their observations.
+
+        Raises:
+            ValueError: a state is damaged, or was saved under other rules. The envs before it are loaded, it is not.
+        """
+        self._require_idle("load_state")
+        envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
+        if not isinstance(states, (list, tuple)):
+            raise TypeError(f"load_state: {type(states).__name__} is not the list of states that save_state returned")
+        if len(states) != len(envs):
+            raise ValueError(f"load_state: got {len(states)} states for {len(envs)} envs")
+        for env, state in zip(envs, states, strict=True):
+            if not isinstance(state, bytes):
+                raise TypeError(f"load_state: the state for env {env} is {type(state).__name__}, not bytes")
+            try:
+                self._pool.load_env(int(env), state)
+            except ValueError as error:
+                raise ValueError(f"load_state: env {env} ({self.game.name}): {error}") from None
+            self._reset_envs[env] = True
+        if self._reset_envs.all():
+            self._first_seed = None
+
+    def rule_changes(self) -> dict[str, tuple[Any, Any]]:
+        """Where this pool's rules differ from the named protocol they started from, with both values."""
+        return differences(self._named_protocol, self.protocol)
+
+    # ---- checks and shapes
+
+    def _require_open(self, operation: str) -> None:
+        if self.closed:
+            raise RuntimeError(f"{operation}: the pool is closed; make a new one")
+
+    def _require_idle(self, operation: str) -> None:
+        self._require_open(operation)
+        if self._pool.in_flight():
+            raise RuntimeError(
+                f"{operation}: some envs were sent actions whose results have not been received; call recv() first"
+            )
+        if not self._reset_envs.all() and operation != "load_state":
+            raise RuntimeError(
+                f"{operation}: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; "
+                f"call reset() first"
+            )
+
+    def _reset_mask(self, mask: Any) -> npt.NDArray[np.bool_]:
+        if mask is None:
+            return self._everywhere.copy()
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(
+                f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
+            )
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"reset: reset_mask must have shape ({self.num_envs},) and at least one True, got shape "
+                f"{mask.shape} with {int(mask.sum())} True"
+            )
+        return mask.copy()
+
+    def _noop_schedule(self, noops: Any) -> list[list[int] | None]:
+        if noops is None:
+            return [None] * self.num_envs
+        if self.protocol.noop_max == 0:
+            raise ValueError(
+                f"reset: noops were scheduled, but protocol '{self.protocol.name}' takes none after a reset"
+            )
+        if isinstance(noops, (int, np.integer)):
+            noops = [noops] * self.num_envs
+        if not isinstance(noops, (list, tuple, np.ndarray)) or (isinstance(noops, np.ndarray) and noops.ndim == 0):
+            raise TypeError(f"reset: noops {noops!r} is neither a count, one an env, nor a list of counts an env")
+        if len(noops) != self.num_envs:
+            raise ValueError(f"reset: noops for {len(noops)} envs given, the pool has {self.num_envs}")
+        rows = [list(row) if isinstance(row, (Sequence, np.ndarray)) else [row] for row in noops]
+        return [[whole_number("reset: noops", n, 0, NOOP_LIMIT) for n in row] for row in rows]
+
+    def _checked_env_ids(self, env_ids: Any) -> npt.NDArray[np.int32]:
+        ids = np.asarray(env_ids)
+        if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"env_ids: expected a list of whole numbers, got shape {ids.shape} of {ids.dtype}")
+        outside = ids[(ids < 0) | (ids >= self.num_envs)]
+        if outside.size:
+            raise IndexError(f"env_ids: env id {outside[0]} is outside [0, {self.num_envs})")
+        return ids.astype(np.int32)
+
+    def _checked_actions(self, actions: Any, count: int) -> npt.NDArray[np.int64]:
+        given = np.asarray(actions)
+        if given.shape != (count,):
+            raise ValueError(f"step: actions have shape {given.shape}, expected ({count},): one for each env")
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"step: actions are {given.dtype}; expected whole numbers (int64, int32, ...)")
+        if given.dtype == np.uint64:  # the only kind whose values the native part could mistake
+            given = np.minimum(given, np.uint64(2**62))
+        return given.astype(np.int64, copy=False)
+
+    def _send_into(self, out: Any, send: Callable[[], None]) -> None:
+        """Send, and keep the caller's buffer alive until its batch is received: workers write to it."""
+        before, self._out = self._out, out
+        try:
+            send()
+        except (ValueError, IndexError, TypeError, RuntimeError):  # refused, so nothing was sent
+            self._out = before
+            raise
+
+    def _buffer(self, out: Any, count: int | None = None) -> Any:
+        if out is None:
+            return None
+        if not self._write_stacks:
+            raise ValueError("out: this pool was made with stacks=False and has no observations to write")
+        try:
+            array = out if isinstance(out, np.ndarray) else out.numpy()  # a torch tensor in host memory
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise TypeError(
+                f"out: {type(out).__name__} is neither a numpy array nor a torch tensor in host memory ({error})"
+            ) from None
+        shape = (self.num_envs if count is None else count, self.stack, OBS_SIDE, OBS_SIDE)
+        if array.shape != shape or array.dtype != np.uint8:
+            raise ValueError(f"out: expected a uint8 buffer of shape {shape}, got {array.dtype} of shape {array.shape}")
+        if not array.flags.c_contiguous or not array.flags.writeable:
+            raise ValueError("out: the buffer must be C-contiguous and writable")
+        return array
+
+    def _results(self, obs: Any, results: dict[str, Any]) -> Results:
+        env_ids = results["env_id"]
+        info = self._info(results, self._everywhere[: len(env_ids)].copy(), env_ids)
+        return obs, results["reward"], results["terminated"], results["truncated"], info
+
+    def _info(self, results: dict[str, Any], mask: npt.NDArray[np.bool_], env_ids: Any) -> dict[str, Any]:
+        info = {"env_id": env_ids, **_with_masks(results, _ALWAYS_TOLD, mask)}
+        final = results["final"]
+        if final is not None:
+            shown = final["mask"]
+            info["final_obs"] = np.full(len(shown), None, dtype=object)
+            for place in np.flatnonzero(shown):
+                info["final_obs"][place] = None if final["obs"] is None else final["obs"][place].copy()
+            info["final_info"] = _with_masks(final, _ALWAYS_TOLD, shown)
+            info["_final_obs"] = info["_final_info"] = shown
+        # A game can end in a step, and also in the frames of a reset. Either is told of in this call's info.
+        for told, where in ((results, mask), (final, None if final is None else final["mask"])):
+            if told is None or "game_ended" not in told:
+                continue
+            ended = told["game_ended"] & where
+            for key in _TOLD_OF_GAMES:
+                values, known = info.get(key, np.zeros_like(told[key])), info.get(f"_{key}", np.zeros_like(ended))
+                info[key], info[f"_{key}"] = np.where(ended, told[key], values), known | ended
+        return info
+
+
+def _with_masks(columns: dict[str, Any], keys: tuple[str, ...], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The named columns as gymnasium's infos have them: each with a mask of the envs it speaks of."""
+    info: dict[str, Any] = {}
+    for key in keys:
+        info[key] = columns[key]
+        info[f"_{key}"] = mask
+    return info

@@ -1,0 +1,74 @@
+"""Where the microseconds of stepping Atari games go on this machine, and which threads and envs are fastest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fastrl.engine.cpu_budget import usable_cores
+from fastrl.engine.native import build_info
+from fastrl.engine.stage_times import OWN_STAGES, StageTimes, pool_steps_per_s, stage_times
+
+_MEANING = {
+    "emulate": "act(): the engine itself",
+    "restart": "new games: emulated resets or jumps to saved starts",
+    "keep_screens": "copies of the screens that are pooled",
+    "reduce": "pool, grey, resize to 84x84",
+    "write_stack": "the stack of four into the batch",
+    "rest": "rules, reports, calls, and the stamps",
+}
+
+
+def bar(share: float, width: int = 40) -> str:
+    """A bar of ``share`` of the width."""
+    return "#" * round(share * width)
+
+
+def stage_lines(times: StageTimes) -> list[str]:
+    """The picture of one step."""
+    lines = [
+        f"{times.game}, protocol {times.protocol.name}, random actions, one env on one thread: "
+        f"{times.step_us:.1f} us a step of {times.frames_per_step:.2f} frames"
+    ]
+    for name, us in times.stage_us.items():
+        lines.append(f"  {name:<13}{us:8.2f} us  {bar(us / times.step_us):<41} {_MEANING[name]}")
+    lines.append(
+        f"  besides the engine: {times.own_us:.1f} us ({', '.join(OWN_STAGES)}); "
+        f"the same engine calls in a bare loop, every reset emulated: {times.act_loop_us:.1f} us"
+    )
+    return lines
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__)
+    parser.add_argument("--env", default="BreakoutNoFrameskip-v4", help="which game (default: %(default)s)")
+    parser.add_argument("--protocol", default="sb3", help="which rules (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of one env to look into (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each pool that is tried (default: %(default)s)")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64], help="pool sizes to try")
+    arguments = parser.parse_args()
+    if arguments.steps < 1 or arguments.seconds <= 0 or min(arguments.envs) < 1:
+        sys.exit("fastrl profile: --steps, --seconds and --envs must be positive")
+    try:
+        times = stage_times(arguments.env, arguments.protocol, arguments.steps)
+    except ValueError as error:
+        sys.exit(f"fastrl profile: {error}")
+    info = build_info()
+    cores = usable_cores()
+    print(f"{info['compiler']}, {info['cpu_path']} pixel functions, ale-py {info['ale_py']}, {cores} usable cores\n")
+    print("\n".join(stage_lines(times)))
+    print("\nAgent steps a second of a whole pool:")
+    best = (0.0, 0, 0)
+    for threads in sorted({1, max(1, cores // 2), cores}):
+        cells = []
+        for envs in arguments.envs:
+            speed = pool_steps_per_s(arguments.env, arguments.protocol, envs, min(threads, envs), arguments.seconds)
+            best = max(best, (speed, threads, envs))
+            cells.append(f"{envs:>4} envs {speed:>8,.0f}")
+        print(f"  {threads:>3} threads  " + "   ".join(cells))
+    print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What every test run shares: a header with the versions that matter, and none of the benchmarks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+
+import pytest
+
+import fastrl
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest --benchmark-only` runs bench/ alone."""
+    return True if config.getoption("--benchmark-only", default=False) else None
+
+
+def pytest_report_header() -> list[str]:
+    info = fastrl.build_info()
+    packages = ("ale-py", "gymnasium", "numpy", "opencv-python-headless", "stable-baselines3", "pybind11")
+    versions = []
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    return [
+        f"fastrl {info['version']}: {info['compiler']}, {info['build_type']}, pixel path {info['cpu_path']}",
+        f"{', '.join(versions)}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def session_seed() -> int:
+    """Varies from run to run; FASTRL_TEST_SEED repeats one. Printed with the tests that use it."""
+    seed = int(os.environ.get("FASTRL_TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"\nFASTRL_TEST_SEED={seed}")
+    return seed

@@ -1,0 +1,11 @@
+"""A sample of `python tests/soak.py`."""
+
+from __future__ import annotations
+
+from soak import soak
+
+
+def test_memory_does_not_grow_over_forty_thousand_steps() -> None:
+    readings = [resident for _, resident in soak(40_000, save_every_steps=8_000)]
+
+    assert (readings[-1] - readings[1]) / 1e6 < 4.0
