@@ -821,6 +821,22 @@ std::uint64_t interrupted_waits(Round& round) {
   player.expect(expected);
   player.continue_as(all_envs(pool), std::vector<int>(index(num_envs), 1));
   player.play_until(3);
+  // A batch that was complete when the wait was interrupted is left to the next recv.
+  std::vector<std::int64_t> actions;
+  for (const int env : all_envs(pool)) actions.push_back(action_of(env, 3));
+  pool.send_actions(all_envs(pool), actions, nullptr);
+  std::this_thread::sleep_for(std::chrono::milliseconds(120 * num_envs + 50));
+  try {
+    pool.recv(kForEver, [] { throw Interrupt{}; });
+    throw Failed("recv took a batch before it asked whether to go on");
+  } catch (const Interrupt&) {
+    ++given_up;
+  }
+  const std::shared_ptr<Batch> batch = pool.recv(kForEver, kKeepWaiting);
+  for (const int env : all_envs(pool)) {
+    require(hash_of(*batch, index(env), pool.stack_bytes()) == expected[index(env)][3],
+            "the batch after an interrupted wait differs");
+  }
   return given_up;
 }
 

@@ -350,6 +350,11 @@ std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void(
                            std::to_string(options_.batch_size) + "; send more");
   }
   wait_until([this] { return !ready_.empty(); }, "recv", timeout_s, on_wait, lock);
+  // Once more before the batch is taken: what interrupts here leaves it to the next recv, later it would be lost.
+  lock.unlock();
+  on_wait();
+  lock.lock();
+  require_open("recv");
   std::shared_ptr<Batch> batch = std::move(ready_.front());
   ready_.erase(ready_.begin());
   in_flight_ -= options_.batch_size;

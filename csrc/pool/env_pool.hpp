@@ -81,8 +81,8 @@ class EnvPool {
   void send_resets(std::vector<Reset> resets, std::uint8_t* out);
   void send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out);
 
-  // Waits for batch_size results. `on_wait` is called about every 50 ms and may throw to give up waiting; what was
-  // under way stays under way. timeout_s < 0 waits for ever.
+  // Waits for batch_size results. `on_wait` is called about every 50 ms, and once at the end, and may throw to
+  // give up: what was under way stays under way, and a batch that was complete stays there to be received. timeout_s < 0 waits for ever.
   std::shared_ptr<Batch> recv(double timeout_s, const std::function<void()>& on_wait);
 
   // Waits for what was sent and throws the results away, so that every env is idle.

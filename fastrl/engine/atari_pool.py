@@ -344,6 +344,16 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     # ---- beyond gymnasium's calls
 
+    @property
+    def in_flight(self) -> int:
+        """How many envs were sent something whose results have not been received.
+
+        After an interrupted :meth:`step`, say by Ctrl-C, it tells whether its results are still to be had by
+        :meth:`recv`.
+        """
+        self._require_open("in_flight")
+        return int(self._pool.in_flight())
+
     def observations(self, out: Any = None) -> Any:
         """The last observation of every env again; nothing may be in flight."""
         self._require_idle("observations")
