@@ -59,7 +59,8 @@ WAYS: dict[str, tuple[str, int, str]] = {
     "Ctrl-C inside step, then on": (
         "pool = slow()\nafter(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "try:\n    while True: pool.step(zeros)\n"
-        "except KeyboardInterrupt:\n    if pool.in_flight: pool.recv()\n    pool.step(zeros); pool.reset(seed=1); sys.exit(4)",
+        "except KeyboardInterrupt:\n    if pool.in_flight: pool.recv()\n"
+        "    pool.step(zeros); pool.reset(seed=1); sys.exit(4)",
         4,
         "",
     ),
