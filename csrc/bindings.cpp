@@ -491,14 +491,15 @@ void register_pool(py::module_& m) {
       .def(
           "send_actions",
           [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs,
-             const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out) {
-            EnvPool& pool = handle.get("step");
-            const SoleUse use(handle, "step");
-            if (envs.size() != actions.size()) throw std::invalid_argument("step: one action for each env id, please");
+             const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out,
+             const std::string& operation) {
+            EnvPool& pool = handle.get(operation.c_str());
+            const SoleUse use(handle, operation.c_str());
+            if (envs.size() != actions.size()) throw std::invalid_argument(operation + ": one action for each env id");
             const auto size = static_cast<std::size_t>(envs.size());
-            pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out));
+            pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out), operation.c_str());
           },
-          "envs"_a, "actions"_a, "out"_a.noconvert().none(true))
+          "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "operation"_a)
       .def(
           "recv",
           [](PoolHandle& handle, double timeout_s) {
@@ -554,7 +555,14 @@ void register_pool(py::module_& m) {
             return copy_of(shown.screen(), {pool.rules().screen_rows, kScreenWidth});
           },
           "env"_a)
-      .def("in_flight", [](PoolHandle& handle) { return handle.get("in_flight").in_flight(); })
+      .def(
+          "in_flight",
+          [](PoolHandle& handle, const std::string& operation) {
+            const EnvPool& pool = handle.get(operation.c_str());
+            pool.require_alive(operation.c_str());
+            return pool.in_flight();
+          },
+          "operation"_a)
       .def("close", [](PoolHandle& handle) {
         if (!handle.made_here()) return;  // nothing of it is in this process to close
         EnvPool& pool = handle.get("close");
@@ -573,6 +581,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = FASTRL_COMPILER;
   m.attr("compile_flags") = FASTRL_FLAGS;
   m.attr("build_type") = FASTRL_BUILD_TYPE;
+  m.attr("obs_side") = fastrl::kObsSide;
   py::register_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);

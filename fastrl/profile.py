@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fastrl.engine.cpu_budget import usable_cores
+from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
+from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.stage_times import OWN_STAGES, StageTimes, pool_steps_per_s, stage_times
 
 _MEANING = {
@@ -39,21 +40,9 @@ def stage_lines(times: StageTimes) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__)
-    parser.add_argument("--env", default="BreakoutNoFrameskip-v4", help="which game (default: %(default)s)")
-    parser.add_argument("--protocol", default="sb3", help="which rules (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of one env to look into (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each pool that is tried (default: %(default)s)")
-    parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64], help="pool sizes to try")
-    arguments = parser.parse_args()
-    if arguments.steps < 1 or arguments.seconds <= 0 or min(arguments.envs) < 1:
-        sys.exit("fastrl profile: --steps, --seconds and --envs must be positive")
-    try:
-        times = stage_times(arguments.env, arguments.protocol, arguments.steps)
-    except ValueError as error:
-        sys.exit(f"fastrl profile: {error}")
+def show(arguments: argparse.Namespace) -> None:
+    """Measure and print."""
+    times = stage_times(arguments.env, arguments.protocol, arguments.steps)
     info = build_info()
     cores = usable_cores()
     print(f"{info['compiler']}, {info['cpu_path']} pixel functions, ale-py {info['ale_py']}, {cores} usable cores\n")
@@ -68,6 +57,28 @@ def main() -> None:
             cells.append(f"{envs:>4} envs {speed:>8,.0f}")
         print(f"  {threads:>3} threads  " + "   ".join(cells))
     print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__)
+    parser.add_argument("--env", default="BreakoutNoFrameskip-v4", help="which game (default: %(default)s)")
+    parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which rules (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of one env to look into (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each pool that is tried (default: %(default)s)")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64], help="pool sizes to try")
+    arguments = parser.parse_args()
+    for name, value, most in (
+        ("--steps", arguments.steps, 10_000_000),
+        ("--seconds", arguments.seconds, 3600),
+        *(("--envs", envs, 65_536) for envs in arguments.envs),
+    ):
+        if not 0 < value <= most:
+            sys.exit(f"fastrl profile: {name} {value} is outside (0, {most:,}]")
+    try:
+        show(arguments)
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"fastrl profile: {error}")
 
 
 if __name__ == "__main__":

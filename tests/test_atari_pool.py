@@ -495,7 +495,8 @@ def test_with_stacks_off_frames_go_to_the_sink_only() -> None:
         ([0, 9, 0], ValueError, r"action 9 .*env 1.*breakout.* is outside \[0, 4\)|action 9 at place 1"),
         ([0, -1, 0], ValueError, r"action -1 .*outside \[0, 4\)"),
         (np.array([0, 2**32, 0]), ValueError, r"action 4294967296 .*outside \[0, 4\)"),
-        (np.array([0, 2**63, 0], dtype=np.uint64), ValueError, "outside"),
+        (np.array([0, 2**63, 0], dtype=np.uint64), ValueError, r"action 9223372036854775808 is outside \[0, 4\)"),
+        ([[0], [0, 1], [0]], ValueError, "step: actions are not one whole number for each env"),
         ([0, 0], ValueError, r"actions have shape \(2,\), expected \(3,\)"),
         ([[0], [0], [0]], ValueError, r"shape \(3, 1\)"),
         ([0.0, 1.0, 0.0], TypeError, "actions are float64; expected whole numbers"),
@@ -598,6 +599,9 @@ def test_calls_in_the_wrong_order_say_what_to_do() -> None:
         ({"seed": 0.5}, TypeError, "seed"),
         ({"cached_resets": True, "sticky": 0.25}, ValueError, "not proved"),
         ({"stacks": False}, ValueError, "no sink is given"),
+        ({"stacks": 0}, TypeError, "stacks: 0 is not True or False"),
+        ({"seed": np.array(3)}, TypeError, r"seed: an array of shape \(\) is neither"),
+        ({"env_id": "breakout\n"}, ValueError, "is not an Atari game"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
@@ -670,8 +674,9 @@ def test_a_failure_in_a_worker_reaches_the_caller_within_a_second(step: int, thr
     with pytest.raises(RuntimeError, match=rf"env 2 \(pong\), step {step}, .*a failure that a test asked for"):
         use()
     assert time.monotonic() - last[0] < 2.0  # loading four cartridges is part of the first
-    with pytest.raises(RuntimeError, match="the pool closed when an env failed"):
-        pool.step([0, 0, 0, 0])
+    for call in (lambda: pool.step([0, 0, 0, 0]), pool.save_state, pool.screens, lambda: pool.in_flight):
+        with pytest.raises(RuntimeError, match="the pool closed when an env failed"):
+            call()
     pool.close()
 
 
@@ -690,6 +695,37 @@ def test_a_failure_with_sub_batches_reaches_recv() -> None:
     pool.close()
 
 
+def test_a_refused_send_speaks_of_send(pool: fastrl.AtariPool) -> None:
+    pool.reset(seed=0)
+    with pytest.raises(ValueError, match=r"send: action 9 for env 1 \(breakout\) is outside \[0, 4\)"):
+        pool.send([0, 9, 0])
+    with pytest.raises(ValueError, match="send: actions have shape"):
+        pool.send([0, 0])
+
+
+def test_what_is_in_flight_is_told(pool: fastrl.AtariPool) -> None:
+    pool.reset(seed=0)
+    assert pool.in_flight == 0
+    pool.send([0, 0, 0])
+    assert pool.in_flight == 3
+    pool.recv()
+    assert pool.in_flight == 0
+    pool.close()
+    with pytest.raises(RuntimeError, match="in_flight: the pool is closed"):
+        _ = pool.in_flight
+
+
+def test_a_pool_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrl.engine import atari_pool
+
+    monkeypatch.setattr(atari_pool, "available_memory_bytes", lambda: 10_000_000)
+    with pytest.raises(
+        MemoryError, match=r"num_envs: 50 envs need about 0\.1 GB, 0\.0 GB are available; at most 8 fit"
+    ):
+        fastrl.AtariPool("breakout", num_envs=50)
+    fastrl.AtariPool("breakout", num_envs=8).close()
+
+
 def test_recv_can_wait_for_a_limited_time() -> None:
     pool = fastrl.AtariPool("pong", num_envs=2, threads=1, frame_skip=1000, max_frames=0)
     pool.reset(seed=0)
@@ -702,12 +738,19 @@ def test_recv_can_wait_for_a_limited_time() -> None:
 
 
 def test_two_threads_in_one_pool_are_told_apart() -> None:
-    pool = fastrl.AtariPool("pong", num_envs=2, threads=1, frame_skip=1000, max_frames=0)
+    pool = fastrl.AtariPool("pong", num_envs=8, threads=1, frame_skip=1000, max_frames=0)
     pool.reset(seed=0)
-    pool.send([0, 0])
-    waiting = threading.Thread(target=pool.recv)
+    pool.send(np.zeros(8, dtype=np.int64))  # more than half a second of work
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        pool.recv()
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.02)
+    begun.wait()
+    time.sleep(0.1)
     with pytest.raises(RuntimeError, match="another thread is inside a call of this pool"):
         pool.recv()
     waiting.join()

@@ -55,6 +55,7 @@ def test_an_extension_that_does_not_load_says_why(tree: Path) -> None:
 
 def test_an_extension_older_than_its_sources_is_refused(tree: Path) -> None:
     (tree / "csrc").mkdir()
+    (tree / "CMakeLists.txt").touch()
     (tree / "csrc" / "changed.cpp").write_text("int changed;")
 
     said = import_from(tree)

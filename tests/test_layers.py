@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def lines_with(pattern: str, files: list[Path]) -> list[str]:
         for number, line in enumerate(file.read_text().splitlines(), 1)
         if re.search(pattern, line)
     ]
+
+
+def test_the_range_of_ale_py_is_stated_alike() -> None:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        dependencies = tomllib.load(file)["project"]["dependencies"]
+
+    assert native.SUPPORTED_ALE_PY.replace(" ", "") in [d.replace(" ", "") for d in dependencies]
 
 
 def test_memory_orders_are_named_only_in_lane_hpp() -> None:

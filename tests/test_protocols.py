@@ -12,7 +12,7 @@ import pytest
 
 import fastrl
 from fastrl import protocols
-from fastrl.engine import cpu_budget, grey_tables
+from fastrl.engine import budget, grey_tables
 from fastrl.engine.games import find_game, playable_games, rom_md5, rom_path
 from fastrl.engine.protocol import ALIASES, PROTOCOLS, differences
 
@@ -138,10 +138,38 @@ def test_control_group_quotas_are_honoured(tmp_path: Path, files: dict[str, str]
     membership = tmp_path / "membership"
     membership.write_text("0::/a/b\n")
 
-    assert cpu_budget.cgroup_quota_cores(tmp_path, membership) == expected
+    assert budget.cgroup_quota_cores(tmp_path, membership) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8_000_000 * 1024),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, 8_000_000 * 1024),
+        ({"memory.max": "9000", "memory.current": "5000", "memory.stat": "inactive_file 300\nactive_file 20"}, 4320),
+        (
+            {"a/memory.max": "900", "a/memory.current": "1000", "a/memory.stat": "anon 3", "memory.max": "max"},
+            0,
+        ),
+    ],
+)
+def test_memory_limits_of_control_groups_are_honoured(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    membership = tmp_path / "membership"
+    membership.write_text("0::/a/b\n")
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24000000 kB\nMemAvailable:    8000000 kB\n")
+
+    assert budget.available_memory_bytes(tmp_path, membership, meminfo) == expected
+
+
+def test_the_memory_of_this_machine_is_found() -> None:
+    assert 100_000_000 < budget.available_memory_bytes() < 10**14
 
 
 def test_usable_cores_are_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_budget, "cgroup_quota_cores", lambda: 0.2)
+    monkeypatch.setattr(budget, "cgroup_quota_cores", lambda: 0.2)
 
-    assert cpu_budget.usable_cores() == 1
+    assert budget.usable_cores() == 1

@@ -101,6 +101,11 @@ int EnvPool::in_flight() const {
   return in_flight_;
 }
 
+void EnvPool::require_alive(const char* operation) const {
+  const std::lock_guard lock(mutex_);
+  require_open(operation);
+}
+
 // ---- Sending. Everything is checked before anything is queued.
 
 void EnvPool::require_open(const char* operation) const {
@@ -148,25 +153,27 @@ void EnvPool::send_resets(std::vector<Reset> resets, std::uint8_t* out) {
   work_there_.notify_all();
 }
 
-void EnvPool::send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out) {
+void EnvPool::send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out,
+                           const char* operation) {
   {
     const std::lock_guard lock(mutex_);
-    require_open("step");
-    require_idle(envs, "step");
+    require_open(operation);
+    require_idle(envs, operation);
     const auto count = static_cast<std::int64_t>(rules_.actions.size());
     for (std::size_t i = 0; i < envs.size(); ++i) {
       const Slot& slot = slots_[static_cast<std::size_t>(envs[i])];
       if (actions[i] < 0 || actions[i] >= count) {
-        throw std::invalid_argument("step: action " + std::to_string(actions[i]) + " for env " +
+        throw std::invalid_argument(std::string(operation) + ": action " + std::to_string(actions[i]) + " for env " +
                                     std::to_string(envs[i]) + " (" + rules_.game + ") is outside [0, " +
                                     std::to_string(count) + ")");
       }
       if (!slot.env->was_reset()) {
-        throw std::logic_error("step: env " + std::to_string(envs[i]) + " (" + rules_.game +
+        throw std::logic_error(std::string(operation) + ": env " + std::to_string(envs[i]) + " (" + rules_.game +
                                ") has not been reset; call reset() first");
       }
       if (slot.env->episode_is_over() && options_.autoreset == Autoreset::kDisabled) {
-        throw std::logic_error("step: the episode of env " + std::to_string(envs[i]) + " (" + rules_.game +
+        throw std::logic_error(std::string(operation) + ": the episode of env " + std::to_string(envs[i]) + " (" +
+                               rules_.game +
                                ") is over and autoreset is disabled; call reset(options={\"reset_mask\": ...}) first");
       }
     }

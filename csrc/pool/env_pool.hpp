@@ -79,10 +79,13 @@ class EnvPool {
   // Both return at once. `out`, where given, receives the stacks of this batch; only with batch_size == num_envs. It
   // must live until the batch is received or the pool is closed, also if recv throws: workers go on writing to it.
   void send_resets(std::vector<Reset> resets, std::uint8_t* out);
-  void send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out);
+  // `operation` begins the message of a refusal.
+  void send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out,
+                    const char* operation = "step");
 
-  // Waits for batch_size results. `on_wait` is called about every 50 ms, and once at the end, and may throw to
-  // give up: what was under way stays under way, and a batch that was complete stays there to be received. timeout_s < 0 waits for ever.
+  // Waits for batch_size results. `on_wait` is called about every 50 ms, and once at the end, and may throw to give up:
+  // what was under way stays under way, and a batch that was complete stays there to be received. timeout_s < 0 waits
+  // for ever.
   std::shared_ptr<Batch> recv(double timeout_s, const std::function<void()>& on_wait);
 
   // Waits for what was sent and throws the results away, so that every env is idle.
@@ -91,7 +94,8 @@ class EnvPool {
   std::shared_ptr<Batch> gather(std::uint8_t* out);
 
   void close() noexcept;
-  int in_flight() const;  // sent and not yet received
+  int in_flight() const;                            // sent and not yet received
+  void require_alive(const char* operation) const;  // throws PoolClosed after close() or a failure
 
   // These need every env idle (nothing in flight) and say so otherwise.
   std::string save_env(int env);

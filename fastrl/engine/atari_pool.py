@@ -16,14 +16,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fastrl.engine import native
-from fastrl.engine.cpu_budget import usable_cores
+from fastrl.engine.budget import available_memory_bytes, usable_cores
 from fastrl.engine.games import find_game, nearest, rom_md5, rom_path
-from fastrl.engine.protocol import Protocol, differences
+from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol, differences
 from fastrl.engine.protocol import protocol as named_protocol
 from fastrl.engine.rules import NOOP_LIMIT, action_meanings, native_rules, resolved_protocol, whole_number
 from fastrl.engine.seeding import env_seed, fresh_seed, spread_seed
 
-OBS_SIDE = 84
+# An emulator, its screens and what its state needs (1,098 kB measured with Pong, the stacks not counted).
+_ENV_BYTES = 1_100_000
+
+OBS_SIDE: int = native.core.obs_side
 
 # The native enum (csrc/pool/env_pool.hpp).
 _AUTORESET = {AutoresetMode.NEXT_STEP: 0, AutoresetMode.SAME_STEP: 1, AutoresetMode.DISABLED: 2}
@@ -78,6 +81,17 @@ def _resolve_threads(threads: int | None, num_envs: int) -> int:
     return min(threads, num_envs)
 
 
+def _require_memory(num_envs: int, stack: int) -> None:
+    """Refuse a pool that would end in the kernel's out-of-memory killer."""
+    each = _ENV_BYTES + stack * OBS_SIDE**2
+    available = available_memory_bytes()
+    if num_envs * each > available:
+        raise MemoryError(
+            f"num_envs: {num_envs} envs need about {num_envs * each / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
+            f"available; at most {available // each} fit"
+        )
+
+
 class AtariPool(VectorEnv[Any, Any, Any]):
     """Atari games stepped by C++ threads, exact to the byte with the wrappers that defined their protocol.
 
@@ -97,7 +111,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         cpu_path: of the pixel functions, for tests; None: the fastest this processor has. All give the same bytes.
         cached_resets: False emulates every reset; None jumps to saved starts in the games where that was proved
             exact (the result is the same).
-        sink: where the emulating threads also put every frame, in place (the replay ring).
+        sink: a FrameSink, to which the emulating threads also hand every frame (the replay ring).
         stacks: False writes frames to the sink only, and observations are None.
 
     Example:
@@ -118,12 +132,12 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self,
         env_id: str,
         num_envs: int = 1,
-        protocol: str | Protocol = "sb3",
+        protocol: str | Protocol = DEFAULT_PROTOCOL,
         *,
         threads: int | None = None,
         seed: int | Sequence[int] | None = 0,
         frame_skip: int | None = None,
-        stack: int = 4,
+        stack: int = DEFAULT_STACK,
         noop_max: int | None = None,
         sticky: float | None = None,
         full_actions: bool | None = None,
@@ -167,12 +181,15 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         autoreset_mode = _resolve_autoreset(autoreset)
         self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
         self._first_seed: list[int | None] | None = spread_seed(seed, self.num_envs)
+        if not isinstance(stacks, (bool, np.bool_)):
+            raise TypeError(f"stacks: {stacks!r} is not True or False")
         self._write_stacks = bool(stacks)
         if sink is not None and not isinstance(sink, native.core.FrameSink):
             raise TypeError(f"sink: {type(sink).__name__} is not a FrameSink of fastrl's native part")
         if not stacks and sink is None:
             raise ValueError("stacks: False writes frames to a sink only, but no sink is given")
 
+        _require_memory(self.num_envs, self.stack)
         rom = rom_path(self.game.name)
         md5 = rom_md5(rom)
         engine = native.engine()
@@ -253,7 +270,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 f"have never been reset; reset all envs once before"
             )
         buffer = self._buffer(out)
-        if self._pool.in_flight():
+        if self._pool.in_flight("reset"):
             if not mask.all():
                 raise RuntimeError(
                     "reset: some envs were sent actions whose results have not been received; call "
@@ -293,8 +310,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 f"send() and recv()"
             )
         buffer = self._buffer(out)
-        checked = self._checked_actions(actions, self.num_envs)
-        self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer))
+        checked = self._checked_actions("step", actions, self.num_envs)
+        self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step"))
         results = self._pool.recv(-1.0)
         self._out = None
         obs = results["obs"] if out is None else out
@@ -309,7 +326,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """
         self._require_open("send")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
-        self._pool.send_actions(envs, self._checked_actions(actions, len(envs)), None)
+        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, "send")
 
     def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
         """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
@@ -352,7 +369,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         :meth:`recv`.
         """
         self._require_open("in_flight")
-        return int(self._pool.in_flight())
+        return int(self._pool.in_flight("in_flight"))
 
     def observations(self, out: Any = None) -> Any:
         """The last observation of every env again; nothing may be in flight."""
@@ -413,7 +430,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     def _require_idle(self, operation: str) -> None:
         self._require_open(operation)
-        if self._pool.in_flight():
+        if self._pool.in_flight(operation):
             raise RuntimeError(
                 f"{operation}: some envs were sent actions whose results have not been received; call recv() first"
             )
@@ -454,7 +471,10 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         return [[whole_number("reset: noops", n, 0, NOOP_LIMIT) for n in row] for row in rows]
 
     def _checked_env_ids(self, env_ids: Any) -> npt.NDArray[np.int32]:
-        ids = np.asarray(env_ids)
+        try:
+            ids = np.asarray(env_ids)
+        except ValueError as error:
+            raise ValueError(f"env_ids: not a list of whole numbers ({error})") from None
         if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"env_ids: expected a list of whole numbers, got shape {ids.shape} of {ids.dtype}")
         outside = ids[(ids < 0) | (ids >= self.num_envs)]
@@ -462,14 +482,17 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise IndexError(f"env_ids: env id {outside[0]} is outside [0, {self.num_envs})")
         return ids.astype(np.int32)
 
-    def _checked_actions(self, actions: Any, count: int) -> npt.NDArray[np.int64]:
-        given = np.asarray(actions)
+    def _checked_actions(self, operation: str, actions: Any, count: int) -> npt.NDArray[np.int64]:
+        try:
+            given = np.asarray(actions)
+        except ValueError as error:
+            raise ValueError(f"{operation}: actions are not one whole number for each env ({error})") from None
         if given.shape != (count,):
-            raise ValueError(f"step: actions have shape {given.shape}, expected ({count},): one for each env")
+            raise ValueError(f"{operation}: actions have shape {given.shape}, expected ({count},): one for each env")
         if given.dtype.kind not in "iu":
-            raise TypeError(f"step: actions are {given.dtype}; expected whole numbers (int64, int32, ...)")
-        if given.dtype == np.uint64:  # the only kind whose values the native part could mistake
-            given = np.minimum(given, np.uint64(2**62))
+            raise TypeError(f"{operation}: actions are {given.dtype}; expected whole numbers (int64, int32, ...)")
+        if given.dtype == np.uint64 and given.max(initial=0) >= 2**63:  # would turn negative
+            raise ValueError(f"{operation}: action {given.max()} is outside [0, {self.num_actions})")
         return given.astype(np.int64, copy=False)
 
     def _send_into(self, out: Any, send: Callable[[], None]) -> None:

@@ -22,11 +22,11 @@ NOT_PLAYABLE = frozenset({"combat", "joust", "maze_craze", "warlords"})
 INEXACT_RESTORES = frozenset({"miniature_golf", "pitfall2", "tic_tac_toe_3d", "video_checkers", "yars_revenge"})
 
 _ID_FORMS = (
-    (re.compile(r"^ALE/(?P<game>\w+)-v5$"), 0.25),
-    (re.compile(r"^(?P<game>\w+)NoFrameskip-v4$"), 0.0),
-    (re.compile(r"^(?P<game>\w+)NoFrameskip-v0$"), 0.25),
-    (re.compile(r"^fastrl/(?P<game>\w+)-v0$"), None),
-    (re.compile(r"^(?P<game>\w+)$"), None),
+    (re.compile(r"ALE/(?P<game>\w+)-v5"), 0.25),
+    (re.compile(r"(?P<game>\w+)NoFrameskip-v4"), 0.0),
+    (re.compile(r"(?P<game>\w+)NoFrameskip-v0"), 0.25),
+    (re.compile(r"fastrl/(?P<game>\w+)-v0"), None),
+    (re.compile(r"(?P<game>\w+)"), None),
 )
 
 
@@ -68,7 +68,7 @@ def find_game(env_id: str) -> Game:
         raise TypeError(f"env_id: expected a name such as 'BreakoutNoFrameskip-v4', got {env_id!r}")
     by_plain_name = {_plain(game): game for game in playable_games()}
     for form, sticky in _ID_FORMS:
-        match = form.match(env_id)
+        match = form.fullmatch(env_id)
         if match and _plain(match["game"]) in by_plain_name:
             return Game(by_plain_name[_plain(match["game"])], sticky)
     bare = re.sub(r"^(ALE|fastrl)/|(NoFrameskip|Deterministic)?-v\d+$", "", env_id)

@@ -14,7 +14,7 @@ import numpy as np
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 BUILD_COMMAND = "pip install ."
 # Where the layout of the engine inside ale-py has been checked. pyproject.toml asks pip for the same range.
-SUPPORTED_ALE_PY = "ale-py >= 0.12.1, < 0.13"
+SUPPORTED_ALE_PY = "ale-py >=0.12.1,<0.13"
 
 try:
     __version__ = importlib.metadata.version("fastrl")
@@ -51,7 +51,8 @@ def _refuse_stale(built: Any) -> None:
             f"`{BUILD_COMMAND}` in the source tree again."
         )
     sources = PACKAGE_DIR.parent / "csrc"
-    if sources.is_dir() and source_hash(sources) != built.source_hash:
+    ours = sources.is_dir() and (PACKAGE_DIR.parent / "CMakeLists.txt").is_file()
+    if ours and source_hash(sources) != built.source_hash:
         raise ImportError(
             f"fastrl's native part is older than the C++ sources in {sources}: run `{BUILD_COMMAND}` in the source "
             f"tree again (`pip install -e .` if you edit them)."
@@ -91,7 +92,7 @@ def open_engine(module_file: str | None, rom: Path, **layout: int) -> Any:
     except RuntimeError as error:
         raise RuntimeError(
             f"{error}. Found ale-py {version} at {module_file}; this fastrl supports {SUPPORTED_ALE_PY}: install one "
-            f"of these (`pip install 'ale-py>=0.12.1,<0.13'`) or a fastrl that supports yours."
+            f"of these (`pip install '{SUPPORTED_ALE_PY}'`) or a fastrl that supports yours."
         ) from error
     return engine
 

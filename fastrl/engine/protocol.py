@@ -115,6 +115,8 @@ PROTOCOLS: dict[str, Protocol] = {
     )
 }
 ALIASES = {"baselines": "sb3"}
+DEFAULT_PROTOCOL = "sb3"
+DEFAULT_STACK = 4  # frames in an observation, in every protocol
 
 
 def protocol(name: str | Protocol) -> Protocol:

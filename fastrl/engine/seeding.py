@@ -39,6 +39,8 @@ def spread_seed(seed: int | Sequence[int | None] | None, num_envs: int) -> list[
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         seeds: list[int | None] = [int(seed) + i for i in range(num_envs)]
     elif isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, (str, bytes)):
+        if isinstance(seed, np.ndarray) and seed.ndim != 1:
+            raise TypeError(f"seed: an array of shape {seed.shape} is neither a whole number nor one an env")
         seeds = [None if s is None else _whole(s) for s in seed]
     else:
         raise TypeError(f"seed: {seed!r} is neither a whole number nor one an env")

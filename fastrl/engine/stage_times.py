@@ -13,7 +13,7 @@ import numpy as np
 from fastrl.engine import native
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.games import find_game, rom_md5, rom_path
-from fastrl.engine.protocol import Protocol
+from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
 from fastrl.engine.rules import native_rules, resolved_protocol
 from fastrl.engine.seeding import env_seed
 
@@ -45,7 +45,7 @@ def rules_for(env_id: str, protocol: str | Protocol, **changes: Any) -> dict[str
     game = find_game(env_id)
     rom = rom_path(game.name)
     rules = resolved_protocol(protocol, game.sticky, **changes)
-    native_form = native_rules(rules, game.name, rom, rom_md5(rom), 4, None, None, None, None)
+    native_form = native_rules(rules, game.name, rom, rom_md5(rom), DEFAULT_STACK, None, None, None, None)
     native_form.pop("palette_rgb")
     return native_form
 
@@ -88,7 +88,9 @@ def _stamp_ns() -> float:
     return min(samples)
 
 
-def stage_times(env_id: str, protocol: str | Protocol = "sb3", steps: int = 2000, repeats: int = 3) -> StageTimes:
+def stage_times(
+    env_id: str, protocol: str | Protocol = DEFAULT_PROTOCOL, steps: int = 2000, repeats: int = 3
+) -> StageTimes:
     """Play ``env_id`` with random actions on this thread and say where the time went.
 
     >>> times = stage_times("pong", steps=200, repeats=1)
@@ -139,7 +141,7 @@ def pool_steps_per_s(env_id: str, protocol: str | Protocol, num_envs: int, threa
     pool.reset(seed=0)
     rng = np.random.default_rng(0)
     actions = rng.integers(pool.num_actions, size=(64, num_envs))
-    buffer = np.empty((num_envs, pool.stack, 84, 84), dtype=np.uint8)
+    buffer = np.empty(pool.observation_space.shape or (), dtype=np.uint8)
     for row in actions[:16]:
         pool.step(row, out=buffer)
     began = time.perf_counter()
