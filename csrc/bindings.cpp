@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <thread>
 
 #include "atari/engine.hpp"
 #include "atari/frame_ops.hpp"
@@ -266,6 +267,7 @@ class PoolHandle {
     return *pool_;
   }
   std::atomic<bool> in_use = false;
+  std::atomic<std::thread::id> user;  // whose call is in progress, where in_use
 
  private:
   std::unique_ptr<EnvPool> pool_;
@@ -281,10 +283,14 @@ class SoleUse {
                              ": another thread is inside a call of this pool; use one pool a "
                              "thread, or take turns");
     }
+    handle_.user = std::this_thread::get_id();
   }
   SoleUse(const SoleUse&) = delete;
   SoleUse& operator=(const SoleUse&) = delete;
-  ~SoleUse() { handle_.in_use = false; }
+  ~SoleUse() {
+    handle_.user = std::thread::id();
+    handle_.in_use = false;
+  }
 
  private:
   PoolHandle& handle_;
@@ -371,6 +377,10 @@ EnvPool::Reset reset_from(const ResetTuple& given) {
   return reset;
 }
 
+EnvPool::Players players(bool caller_plays) {
+  return caller_plays ? EnvPool::Players::kCallerToo : EnvPool::Players::kWorkers;
+}
+
 AtariRules rules_from(const py::dict& d) {
   AtariRules rules{};  // assigned one by one: gcc 12 destroys a member twice when an initialiser list throws
   rules.game = d["game"].cast<std::string>();
@@ -402,23 +412,32 @@ AtariRules rules_from(const py::dict& d) {
   return rules;
 }
 
-// Plays one env on the calling thread, steps and autoresets as a pool would, and says where the time went.
+// Plays envs in turn on the calling thread, steps and autoresets as a pool would, and says where the time went.
 py::dict time_stages(std::shared_ptr<Engine> engine, const py::dict& rules, std::uint32_t seed,
-                     const std::vector<int>& actions, bool stamped) {
+                     const std::vector<int>& actions, int num_envs, bool stamped) {
   const AtariRules converted = rules_from(rules);
   StageClock clock;
   std::chrono::nanoseconds whole{};
   std::int64_t frames = 0;
   {
     const py::gil_scoped_release released;
-    AtariEnv env(std::move(engine), converted);
-    env.reset(EnvSeed{seed, {0, seed, 0, 1, 0, 0}});
+    std::vector<std::unique_ptr<AtariEnv>> envs;
+    for (int i = 0; i < num_envs; ++i) {
+      const std::uint32_t own_seed = seed + static_cast<std::uint32_t>(i);
+      envs.push_back(std::make_unique<AtariEnv>(engine, converted));
+      envs.back()->reset(EnvSeed{own_seed, {0, own_seed, 0, 1, 0, 0}});
+    }
     std::vector<std::uint8_t> out(static_cast<std::size_t>(converted.stack) * kObsBytes);
-    if (stamped) env.set_clock(&clock);
-    const std::int64_t frames_before = env.report().frame_number;
+    for (const auto& env : envs) {
+      if (stamped) env->set_clock(&clock);
+      frames -= env->report().frame_number;
+    }
+    auto next = envs.begin();
     const auto began = std::chrono::steady_clock::now();
     for (const int action : actions) {
-      if (env.report().terminated || env.report().truncated) {
+      AtariEnv& env = **next;
+      if (++next == envs.end()) next = envs.begin();
+      if (env.episode_is_over()) {
         env.reset(std::nullopt);
       } else {
         env.step(action);
@@ -426,7 +445,7 @@ py::dict time_stages(std::shared_ptr<Engine> engine, const py::dict& rules, std:
       env.write_stack(out.data());
     }
     whole = std::chrono::steady_clock::now() - began;
-    frames = env.report().frame_number - frames_before;
+    for (const auto& env : envs) frames += env->report().frame_number;
   }
   py::dict d;
   for (std::size_t i = 0; i < clock.nanoseconds.size(); ++i) {
@@ -462,13 +481,14 @@ std::vector<py::bytes> record_calls(std::shared_ptr<Engine> engine, const py::di
 
 void register_pool(py::module_& m) {
   m.def("record_calls", record_calls, "engine"_a, "rules"_a, "seed"_a, "actions"_a);
-  m.def("time_stages", time_stages, "engine"_a, "rules"_a, "seed"_a, "actions"_a, "stamped"_a);
+  m.def("time_stages", time_stages, "engine"_a, "rules"_a, "seed"_a, "actions"_a, "num_envs"_a, "stamped"_a);
   py::class_<PoolHandle>(m, "EnvPool")
       .def(py::init([](std::shared_ptr<Engine> engine, const py::dict& rules, int num_envs, int threads, int batch_size,
-                       int autoreset, bool write_stacks, std::shared_ptr<FrameSink> sink, int fail_env, int fail_step) {
+                       int autoreset, bool write_stacks, std::shared_ptr<FrameSink> sink, int spin_us, int fail_env,
+                       int fail_step) {
              const AtariRules converted = rules_from(rules);
-             const PoolOptions options{num_envs,     threads,  batch_size, static_cast<Autoreset>(autoreset),
-                                       write_stacks, fail_env, fail_step};
+             const PoolOptions options{num_envs,     threads, batch_size, static_cast<Autoreset>(autoreset),
+                                       write_stacks, spin_us, fail_env,   fail_step};
              std::unique_ptr<EnvPool> pool;
              {
                const py::gil_scoped_release released;
@@ -477,29 +497,31 @@ void register_pool(py::module_& m) {
              return std::make_unique<PoolHandle>(std::move(pool));
            }),
            "engine"_a, "rules"_a, py::kw_only(), "num_envs"_a, "threads"_a, "batch_size"_a, "autoreset"_a,
-           "write_stacks"_a, "sink"_a.none(true), "fail_env"_a, "fail_step"_a)
+           "write_stacks"_a, "sink"_a.none(true), "spin_us"_a, "fail_env"_a, "fail_step"_a)
       .def(
           "send_resets",
-          [](PoolHandle& handle, const std::vector<ResetTuple>& resets, const std::optional<Bytes>& out) {
+          [](PoolHandle& handle, const std::vector<ResetTuple>& resets, const std::optional<Bytes>& out,
+             bool caller_plays) {
             EnvPool& pool = handle.get("reset");
             const SoleUse use(handle, "reset");
             std::vector<EnvPool::Reset> converted;
             for (const ResetTuple& reset : resets) converted.push_back(reset_from(reset));
-            pool.send_resets(std::move(converted), caller_buffer(pool, out));
+            pool.send_resets(std::move(converted), caller_buffer(pool, out), players(caller_plays));
           },
-          "resets"_a, "out"_a.noconvert().none(true))
+          "resets"_a, "out"_a.noconvert().none(true), "caller_plays"_a)
       .def(
           "send_actions",
           [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs,
              const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out,
-             const std::string& operation) {
+             const std::string& operation, bool caller_plays) {
             EnvPool& pool = handle.get(operation.c_str());
             const SoleUse use(handle, operation.c_str());
             if (envs.size() != actions.size()) throw std::invalid_argument(operation + ": one action for each env id");
             const auto size = static_cast<std::size_t>(envs.size());
-            pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out), operation.c_str());
+            pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out), operation.c_str(),
+                              players(caller_plays));
           },
-          "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "operation"_a)
+          "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "operation"_a, "caller_plays"_a)
       .def(
           "recv",
           [](PoolHandle& handle, double timeout_s) {
@@ -568,6 +590,13 @@ void register_pool(py::module_& m) {
         EnvPool& pool = handle.get("close");
         const py::gil_scoped_release released;
         pool.close();
+        // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to end,
+        // it must not be found inside. (Not waited for: this very thread, in a signal handler.)
+        const auto began = std::chrono::steady_clock::now();
+        while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
+               std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
       });
 }
 

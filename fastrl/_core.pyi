@@ -102,12 +102,20 @@ class EnvPool:
         autoreset: int,
         write_stacks: bool,
         sink: FrameSink | None,
+        spin_us: int,
         fail_env: int,
         fail_step: int,
     ) -> None: ...
-    def send_resets(self, resets: Sequence[tuple[int, _Seed | None, list[int] | None]], out: _Bytes | None) -> None: ...
+    def send_resets(
+        self, resets: Sequence[tuple[int, _Seed | None, list[int] | None]], out: _Bytes | None, caller_plays: bool
+    ) -> None: ...
     def send_actions(
-        self, envs: npt.NDArray[np.int32], actions: npt.NDArray[np.int64], out: _Bytes | None, operation: str
+        self,
+        envs: npt.NDArray[np.int32],
+        actions: npt.NDArray[np.int64],
+        out: _Bytes | None,
+        operation: str,
+        caller_plays: bool,
     ) -> None: ...
     def recv(self, timeout_s: float) -> dict[str, Any]: ...
     def discard_in_flight(self) -> None: ...
@@ -122,5 +130,5 @@ def record_calls(
     engine: Engine, rules: dict[str, Any], seed: _Seed, actions: Sequence[Sequence[int]]
 ) -> list[bytes]: ...
 def time_stages(
-    engine: Engine, rules: dict[str, Any], seed: int, actions: Sequence[int], stamped: bool
+    engine: Engine, rules: dict[str, Any], seed: int, actions: Sequence[int], num_envs: int, stamped: bool
 ) -> dict[str, Any]: ...

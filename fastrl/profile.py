@@ -25,10 +25,15 @@ def bar(share: float, width: int = 40) -> str:
     return "#" * round(share * width)
 
 
+def counted(num_envs: int) -> str:
+    """How many envs, in words."""
+    return "one env" if num_envs == 1 else f"{num_envs} envs in turn"
+
+
 def stage_lines(times: StageTimes) -> list[str]:
     """The picture of one step."""
     lines = [
-        f"{times.game}, protocol {times.protocol.name}, random actions, one env on one thread: "
+        f"{times.game}, protocol {times.protocol.name}, random actions, {counted(times.num_envs)} on one thread: "
         f"{times.step_us:.1f} us a step of {times.frames_per_step:.2f} frames"
     ]
     for name, us in times.stage_us.items():
@@ -42,11 +47,12 @@ def stage_lines(times: StageTimes) -> list[str]:
 
 def show(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    times = stage_times(arguments.env, arguments.protocol, arguments.steps)
+    alone = stage_times(arguments.env, arguments.protocol, arguments.steps)
+    together = stage_times(arguments.env, arguments.protocol, arguments.steps, num_envs=16)
     info = build_info()
     cores = usable_cores()
     print(f"{info['compiler']}, {info['cpu_path']} pixel functions, ale-py {info['ale_py']}, {cores} usable cores\n")
-    print("\n".join(stage_lines(times)))
+    print("\n".join([*stage_lines(alone), "", *stage_lines(together)]))
     print("\nAgent steps a second of a whole pool:")
     best = (0.0, 0, 0)
     for threads in sorted({1, max(1, cores // 2), cores}):

@@ -156,7 +156,8 @@ AtariRules same_rules_elsewhere(Random& random, const EnginePtr& engine, AtariRu
 }
 
 PoolOptions options_of(int num_envs, int threads, int batch_size, Autoreset autoreset) {
-  return {num_envs, threads, batch_size, autoreset, true, -1, -1};
+  const int spin_us = num_envs % 2 == 0 ? 0 : 100;
+  return {num_envs, threads, batch_size, autoreset, true, spin_us, -1, -1};
 }
 
 EnvSeed seed_of(int env) {
@@ -308,7 +309,7 @@ class Player {
 
   void reset_all() {
     call_began_ = Clock::now();
-    pool_.send_resets(seeded_resets(pool_.options().num_envs), buffer());
+    pool_.send_resets(seeded_resets(pool_.options().num_envs), buffer(), any_players());
     in_flight_.assign(in_flight_.size(), true);
     receive_what_can_be();
   }
@@ -342,6 +343,10 @@ class Player {
   double seconds_in_call() const { return seconds_since(call_began_); }  // for whoever caught what it threw
 
  private:
+  EnvPool::Players any_players() {
+    return one_in(random_, 2) ? EnvPool::Players::kCallerToo : EnvPool::Players::kWorkers;
+  }
+
   bool whole() const { return pool_.options().batch_size == pool_.options().num_envs; }
   std::size_t stack_bytes() const { return pool_.options().write_stacks ? pool_.stack_bytes() : 0; }
 
@@ -352,7 +357,7 @@ class Player {
     std::vector<std::int64_t> actions;
     for (const int env : envs) actions.push_back(action_of(who_[index(env)], results_[index(env)]));
     call_began_ = Clock::now();
-    pool_.send_actions(envs, actions, buffer());
+    pool_.send_actions(envs, actions, buffer(), "step", any_players());
     for (const int env : envs) in_flight_[index(env)] = true;
   }
 
@@ -824,7 +829,7 @@ std::uint64_t interrupted_waits(Round& round) {
   // A batch that was complete when the wait was interrupted is left to the next recv.
   std::vector<std::int64_t> actions;
   for (const int env : all_envs(pool)) actions.push_back(action_of(env, 3));
-  pool.send_actions(all_envs(pool), actions, nullptr);
+  pool.send_actions(all_envs(pool), actions, nullptr);  // for the workers: nobody else plays meanwhile
   std::this_thread::sleep_for(std::chrono::milliseconds(120 * num_envs + 50));
   try {
     pool.recv(kForEver, [] { throw Interrupt{}; });

@@ -61,7 +61,7 @@ int main(int argc, char** argv) {
   rules.planes = {table};
   rules.cpu_path = best_cpu_path();
   constexpr int kEnvs = 4;
-  EnvPool pool(Engine::open(argv[1]), rules, {kEnvs, 2, kEnvs, Autoreset::kNextStep, true, -1, -1}, nullptr);
+  EnvPool pool(Engine::open(argv[1]), rules, {kEnvs, 2, kEnvs, Autoreset::kNextStep, true, 0, -1, -1}, nullptr);
   std::vector<EnvPool::Reset> resets;
   std::vector<int> envs;
   for (int env = 0; env < kEnvs; ++env) {

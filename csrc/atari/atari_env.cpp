@@ -126,12 +126,34 @@ void AtariEnv::start_game(const std::optional<EnvSeed>& seed) {
   lives_ = emulator_.lives();
 }
 
+// What the end of a step touches, asked for in its last frames, a part a frame.
+void AtariEnv::prefetch(int frames_left) const {
+  switch (frames_left) {
+    case 4:
+      prefetch_lines(older_);
+      break;
+    case 3:
+      prefetch_lines(newer_);
+      break;
+    case 2:
+      for (const PlaneReducer& reducer : reducers_) reducer.prefetch(0);
+      break;
+    case 1:
+      for (const PlaneReducer& reducer : reducers_) reducer.prefetch(1);
+      prefetch_lines(stack_);
+      break;
+    default:
+      break;
+  }
+}
+
 AtariEnv::Outcome AtariEnv::act_frames(int action) {
   const int skip = rules_.frame_skip;
   const int code = rules_.actions[static_cast<std::size_t>(action)];
   Outcome outcome;
   int frame = 0;
   for (; frame < skip; ++frame) {
+    prefetch(skip - frame);
     outcome.reward += emulate(code);
     outcome.terminated = emulator_.game_over();
     outcome.truncated = emulator_.truncated();

@@ -129,6 +129,7 @@ class AtariEnv {
   const CachedStart* cached_start(int noops) const;
   int emulate(int engine_action);
   void end_of_game();  // tells of it in the report
+  void prefetch(int frames_left) const;
   void keep(std::vector<std::uint8_t>& where);
   void copy_screen(std::vector<std::uint8_t>& where);
   void keep_newest();

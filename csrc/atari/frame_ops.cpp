@@ -498,10 +498,24 @@ void PlaneReducer::reduce(std::uint8_t* out) noexcept {
     for (std::size_t target = outputs.first; target <= outputs.last; ++target) stale.insert(target);
   });
   dirty_.clear();
+  recent_.clear();
   stale.for_each([&](std::size_t target) {
+    for (std::size_t tap = 0; tap < RowTaps::kTaps; ++tap) recent_.insert(row_taps_[target].first + tap);
     kernels_->blend_rows(row_taps_[target], reduced_.data(), &output_[target * kObsSide]);
   });
   std::memcpy(out, output_.data(), output_.size());
+}
+
+void PlaneReducer::prefetch(int part) const noexcept {
+  if (part == 0) {
+    prefetch_lines(seen_);
+    return;
+  }
+  prefetch_lines(output_);
+  recent_.for_each([&](std::size_t row) {
+    prefetch_lines({plane_.data() + row * kScreenWidth, kScreenWidth});
+    prefetch_lines({reinterpret_cast<const std::uint8_t*>(reduced_.data() + row), sizeof(ReducedRow)});
+  });
 }
 
 std::span<const std::uint8_t> PlaneReducer::plane() const noexcept { return {plane_.data(), height_ * kScreenWidth}; }

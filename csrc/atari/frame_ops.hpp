@@ -96,6 +96,10 @@ struct OutputRows {
 
 }  // namespace frame_ops_detail
 
+inline void prefetch_lines(std::span<const std::uint8_t> bytes) noexcept {
+  for (std::size_t at = 0; at < bytes.size(); at += 64) __builtin_prefetch(bytes.data() + at, 1, 2);
+}
+
 // Turns screens into 84x84 planes. The plane is black until something is loaded. For one thread at a time.
 class PlaneReducer {
  public:
@@ -111,6 +115,11 @@ class PlaneReducer {
 
   // Writes 84 * 84 bytes, row major, at any address.
   void reduce(std::uint8_t* out) noexcept;
+
+  // Asks for what the next load and reduce will touch, part `part` of kPrefetchParts: with many envs in turn it has
+  // left the caches, and comes back while the emulator computes.
+  static constexpr int kPrefetchParts = 2;
+  void prefetch(int part) const noexcept;
 
   // height * 160 bytes, all that a saved state must hold: the rest is a memo.
   std::span<const std::uint8_t> plane() const noexcept;
@@ -133,7 +142,8 @@ class PlaneReducer {
 
   std::vector<frame_ops_detail::ReducedRow> reduced_;  // of each plane row, except
   frame_ops_detail::RowSet dirty_;                     // these, changed since the last reduce
-  std::array<std::uint8_t, kObsBytes> output_{};       // of the last reduce
+  frame_ops_detail::RowSet recent_;               // rows that the last reduce read; what moves stays near for a while
+  std::array<std::uint8_t, kObsBytes> output_{};  // of the last reduce
 };
 
 }  // namespace fastrl

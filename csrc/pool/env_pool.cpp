@@ -12,6 +12,22 @@ namespace {
 constexpr auto kWaitSlice = std::chrono::milliseconds(50);  // how long Ctrl-C may go unnoticed
 constexpr std::size_t kSpareBatches = 4;
 
+// Looks at `hint` for a while; whether it came true.
+bool watch(const std::atomic<bool>& hint, std::chrono::microseconds limit) {
+  const auto began = std::chrono::steady_clock::now();
+  while (!hint) {
+    for (int i = 0; i < 64; ++i) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#else
+      asm volatile("yield");
+#endif
+    }
+    if (std::chrono::steady_clock::now() - began > limit) return false;
+  }
+  return true;
+}
+
 std::string list_of(std::span<const int> values) {
   std::string text;
   for (const int value : values) text += (text.empty() ? "" : ", ") + std::to_string(value);
@@ -136,7 +152,7 @@ void EnvPool::require_idle(std::span<const int> envs, const char* operation) con
   }
 }
 
-void EnvPool::send_resets(std::vector<Reset> resets, std::uint8_t* out) {
+void EnvPool::send_resets(std::vector<Reset> resets, std::uint8_t* out, Players players) {
   std::vector<int> envs;
   for (const Reset& reset : resets) envs.push_back(reset.env);
   {
@@ -148,13 +164,12 @@ void EnvPool::send_resets(std::vector<Reset> resets, std::uint8_t* out) {
       slot.is_reset = true;
       slot.reset = std::move(reset);
     }
-    start(envs, out);
+    start(envs, out, players);
   }
-  work_there_.notify_all();
 }
 
 void EnvPool::send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out,
-                           const char* operation) {
+                           const char* operation, Players players) {
   {
     const std::lock_guard lock(mutex_);
     require_open(operation);
@@ -183,13 +198,12 @@ void EnvPool::send_actions(std::span<const int> envs, std::span<const std::int64
       slot.action = static_cast<int>(actions[i]);
       slot.reset = Reset{envs[i], std::nullopt, std::nullopt};
     }
-    start(envs, out);
+    start(envs, out, players);
   }
-  work_there_.notify_all();
 }
 
 // With the lock held and everything checked.
-void EnvPool::start(std::span<const int> envs, std::uint8_t* out) {
+void EnvPool::start(std::span<const int> envs, std::uint8_t* out, Players players) {
   if (out != nullptr && !whole_batches()) {
     throw std::invalid_argument("out: a buffer can be given only where batch_size equals num_envs");
   }
@@ -210,6 +224,10 @@ void EnvPool::start(std::span<const int> envs, std::uint8_t* out) {
   }
   in_flight_ += static_cast<int>(envs.size());
   unfinished_ += static_cast<int>(envs.size());
+  kept_for_caller_ = players == Players::kCallerToo ? 1 : 0;
+  const int wanted = std::min(options_.threads, static_cast<int>(queue_.size())) - kept_for_caller_ - playing_;
+  work_seen_ = true;
+  for (int i = 0; i < wanted; ++i) work_there_.notify_one();
 }
 
 std::shared_ptr<Batch> EnvPool::fresh_batch() {
@@ -223,44 +241,91 @@ std::shared_ptr<Batch> EnvPool::fresh_batch() {
 
 void EnvPool::work() {
   std::unique_lock lock(mutex_);
+  const auto there = [this] { return stop_ || (!queue_.empty() && playing_ + kept_for_caller_ < options_.threads); };
   while (true) {
-    work_there_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-    if (stop_) return;
-    const int env = queue_.front();
-    queue_.pop_front();
-    Slot& slot = slots_[static_cast<std::size_t>(env)];
-    std::shared_ptr<Batch> batch = filling_;
-    int place = env;  // in whole batches; else whoever finishes takes the next place
-    try {
+    if (!there() && options_.spin_us > 0) {
+      work_seen_ = false;
       lock.unlock();
-      play(env, slot);
-      if (!whole_batches()) {
-        lock.lock();
-        batch = filling_;
-        place = batch->claimed++;
-        if (batch->claimed == options_.batch_size) filling_ = fresh_batch();
-        lock.unlock();
-      }
-      write_result(env, slot, *batch, place);
+      watch(work_seen_, std::chrono::microseconds(options_.spin_us));
       lock.lock();
-    } catch (const std::exception& error) {
-      if (!lock.owns_lock()) lock.lock();
-      fail(env, slot, error.what());
-      return;
-    } catch (...) {
-      if (!lock.owns_lock()) lock.lock();
-      fail(env, slot, "an exception of unknown type");
-      return;
     }
-    slot.phase = Phase::kDone;
-    --unfinished_;
-    if (++batch->written == options_.batch_size) {
-      if (filling_ == batch) filling_.reset();
-      ready_.push_back(std::move(batch));
-      result_there_.notify_all();
-    } else if (unfinished_ == 0) {
-      result_there_.notify_all();  // for discard_in_flight
+    work_there_.wait(lock, there);
+    if (stop_) return;
+    ++playing_;
+    play_next(lock);
+    --playing_;
+  }
+}
+
+// The oldest job of the queue, on this thread. The lock is held at the beginning and at the end.
+void EnvPool::play_next(std::unique_lock<std::mutex>& lock) {
+  const int env = queue_.front();
+  queue_.pop_front();
+  Slot& slot = slots_[static_cast<std::size_t>(env)];
+  std::shared_ptr<Batch> batch = filling_;
+  int place = env;  // in whole batches; else whoever finishes takes the next place
+  try {
+    lock.unlock();
+    play(env, slot);
+    if (!whole_batches()) {
+      lock.lock();
+      batch = filling_;
+      place = batch->claimed++;
+      if (batch->claimed == options_.batch_size) filling_ = fresh_batch();
+      lock.unlock();
     }
+    write_result(env, slot, *batch, place);
+    lock.lock();
+  } catch (const std::exception& error) {
+    if (!lock.owns_lock()) lock.lock();
+    fail(env, slot, error.what());
+    return;
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    fail(env, slot, "an exception of unknown type");
+    return;
+  }
+  slot.phase = Phase::kDone;
+  --unfinished_;
+  if (++batch->written == options_.batch_size) {
+    if (filling_ == batch) filling_.reset();
+    ready_.push_back(std::move(batch));
+    result_seen_ = true;
+    result_there_.notify_all();
+  } else if (unfinished_ == 0) {
+    result_seen_ = true;
+    result_there_.notify_all();  // for discard_in_flight
+  }
+}
+
+// The caller plays too, where a place among the players was kept for it.
+void EnvPool::help(const std::function<void()>& on_wait, std::unique_lock<std::mutex>& lock) {
+  if (kept_for_caller_ == 0) return;
+  auto asked = std::chrono::steady_clock::now();
+  try {
+    while (!queue_.empty() && !stop_) {
+      play_next(lock);
+      const auto now = std::chrono::steady_clock::now();
+      if (now - asked < kWaitSlice) continue;
+      asked = now;
+      lock.unlock();
+      on_wait();
+      lock.lock();
+    }
+  } catch (...) {  // what is left is for the workers
+    if (!lock.owns_lock()) lock.lock();
+    kept_for_caller_ = 0;
+    work_there_.notify_all();
+    throw;
+  }
+  kept_for_caller_ = 0;
+  // Its core is free, so it may as well watch for the last of the others. (A caller that does not play may be on a core
+  // that a worker needs.)
+  if (unfinished_ > 0 && options_.spin_us > 0) {
+    result_seen_ = false;
+    lock.unlock();
+    watch(result_seen_, std::chrono::microseconds(options_.spin_us));
+    lock.lock();
   }
 }
 
@@ -356,6 +421,7 @@ std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void(
     throw std::logic_error("recv: " + std::to_string(in_flight_) + " envs were sent, but a batch needs " +
                            std::to_string(options_.batch_size) + "; send more");
   }
+  help(on_wait, lock);
   wait_until([this] { return !ready_.empty(); }, "recv", timeout_s, on_wait, lock);
   // Once more before the batch is taken: what interrupts here leaves it to the next recv, later it would be lost.
   lock.unlock();
@@ -373,6 +439,7 @@ void EnvPool::discard_in_flight(const std::function<void()>& on_wait) {
   std::unique_lock lock(mutex_);
   if (in_flight_ == 0) return;
   require_open("reset");
+  help(on_wait, lock);
   wait_until([this] { return unfinished_ == 0; }, "reset", -1, on_wait, lock);
   ready_.clear();
   filling_.reset();

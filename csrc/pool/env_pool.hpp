@@ -9,6 +9,8 @@
 // send, recv and the other calls are for one thread at a time (the binding sees to it); close may come from another.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -44,6 +46,7 @@ struct PoolOptions {
   int batch_size;  // how many results a recv returns
   Autoreset autoreset;
   bool write_stacks;  // false: frames go to the sink only
+  int spin_us;        // how long a waiting thread watches before it sleeps: waking one up can take as long
   int fail_env;       // tests: this env throws ...
   int fail_step;      // ... at its step of this number; -1: never
 };
@@ -76,12 +79,15 @@ class EnvPool {
     std::optional<EnvSeed> seed;
     std::optional<std::vector<int>> noops;
   };
+  // Who plays what was sent. kWorkers: the workers, while the caller does something else. kCallerToo: one worker fewer,
+  // and the caller within its next recv: nobody has to be woken for the first job, nor the caller after the last.
+  enum class Players { kWorkers, kCallerToo };
   // Both return at once. `out`, where given, receives the stacks of this batch; only with batch_size == num_envs. It
   // must live until the batch is received or the pool is closed, also if recv throws: workers go on writing to it.
-  void send_resets(std::vector<Reset> resets, std::uint8_t* out);
+  void send_resets(std::vector<Reset> resets, std::uint8_t* out, Players players = Players::kWorkers);
   // `operation` begins the message of a refusal.
   void send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out,
-                    const char* operation = "step");
+                    const char* operation = "step", Players players = Players::kWorkers);
 
   // Waits for batch_size results. `on_wait` is called about every 50 ms, and once at the end, and may throw to give up:
   // what was under way stays under way, and a batch that was complete stays there to be received. timeout_s < 0 waits
@@ -118,8 +124,10 @@ class EnvPool {
 
   void require_open(const char* operation) const;
   void require_idle(std::span<const int> envs, const char* operation) const;
-  void start(std::span<const int> envs, std::uint8_t* out);
+  void start(std::span<const int> envs, std::uint8_t* out, Players players);
   void work();
+  void play_next(std::unique_lock<std::mutex>& lock);
+  void help(const std::function<void()>& on_wait, std::unique_lock<std::mutex>& lock);
   void play(int env, Slot& slot);
   void write_result(int env, Slot& slot, Batch& batch, int place);
   void to_sink(int env, const AtariEnv& played, bool starts_episode, int action);
@@ -141,9 +149,13 @@ class EnvPool {
   std::shared_ptr<Batch> filling_;
   std::vector<std::shared_ptr<Batch>> ready_;  // oldest first; room for all is reserved, so workers allocate nothing
   struct BatchBank;
-  std::shared_ptr<BatchBank> bank_;  // batches that nobody holds any more; outlives the pool with the last array
-  int in_flight_ = 0;                // sent, not yet received
-  int unfinished_ = 0;               // sent, not yet done by a worker
+  std::shared_ptr<BatchBank> bank_;      // batches that nobody holds any more; outlives the pool with the last array
+  int in_flight_ = 0;                    // sent, not yet received
+  int unfinished_ = 0;                   // sent, not yet done by a worker
+  int playing_ = 0;                      // workers that are playing
+  int kept_for_caller_ = 0;              // 1: the caller is, or will be, one of the players
+  std::atomic<bool> work_seen_ = false;  // hints for who watches without the lock: worth to take it and look
+  std::atomic<bool> result_seen_ = false;
   bool closed_ = false;
   bool stop_ = false;
   std::string failure_;  // of the first worker that failed

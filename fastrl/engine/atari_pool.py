@@ -26,6 +26,10 @@ from fastrl.engine.seeding import env_seed, fresh_seed, spread_seed
 # An emulator, its screens and what its state needs (1,098 kB measured with Pong, the stacks not counted).
 _ENV_BYTES = 1_100_000
 
+# How long a thread of the pool that has nothing to do watches for work before it sleeps. On virtual machines waking a
+# sleeper takes 50 to 100 us, twice in a batch. Longer than what Python needs between two steps, and no longer.
+_SPIN_US = 200
+_INT64 = np.dtype(np.int64)
 OBS_SIDE: int = native.core.obs_side
 
 # The native enum (csrc/pool/env_pool.hpp).
@@ -208,6 +212,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             autoreset=_AUTORESET[autoreset_mode],
             write_stacks=self._write_stacks,
             sink=sink,
+            spin_us=_SPIN_US if self.threads <= usable_cores() else 0,
             fail_env=_fail_at[0] if _fail_at else -1,
             fail_step=_fail_at[1] if _fail_at else -1,
         )
@@ -282,11 +287,11 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         ]
         self._first_seed = None
         if mask.all() and self.batch_size == self.num_envs:
-            self._send_into(out, lambda: self._pool.send_resets(jobs, buffer))
+            self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
             results = self._pool.recv(-1.0)
             self._out = None
         else:
-            self._pool.send_resets(jobs, None)
+            self._pool.send_resets(jobs, None, True)
             self._pool.discard_in_flight()
             results = self._pool.gather(buffer)
         self._reset_envs |= mask
@@ -311,7 +316,10 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             )
         buffer = self._buffer(out)
         checked = self._checked_actions("step", actions, self.num_envs)
-        self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step"))
+        if out is None:
+            self._pool.send_actions(self._all_envs, checked, None, "step", True)
+        else:
+            self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step", True))
         results = self._pool.recv(-1.0)
         self._out = None
         obs = results["obs"] if out is None else out
@@ -326,7 +334,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """
         self._require_open("send")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
-        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, "send")
+        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, "send", False)
 
     def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
         """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
@@ -483,6 +491,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         return ids.astype(np.int32)
 
     def _checked_actions(self, operation: str, actions: Any, count: int) -> npt.NDArray[np.int64]:
+        if type(actions) is np.ndarray and actions.dtype == _INT64 and actions.shape == (count,):
+            return actions
         try:
             given = np.asarray(actions)
         except ValueError as error:
