@@ -16,6 +16,8 @@
 #include "atari/frame_ops.hpp"
 #include "atari/numpy_random.hpp"
 #include "pool/env_pool.hpp"
+#include "replay/ring_sink.hpp"
+#include "replay/sampler.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -600,6 +602,314 @@ void register_pool(py::module_& m) {
       });
 }
 
+// ---- The replay
+
+using Longs = py::array_t<std::int64_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+RingShape shape_from(const py::dict& d) {
+  RingShape shape{};
+  shape.lanes = d["lanes"].cast<std::uint64_t>();
+  shape.slots = d["slots"].cast<std::uint64_t>();
+  shape.stack = d["stack"].cast<std::uint64_t>();
+  shape.obs_bytes = d["obs_bytes"].cast<std::uint64_t>();
+  shape.action_bytes = d["action_bytes"].cast<std::uint64_t>();
+  return shape;
+}
+
+void require_lane(const Ring& ring, std::uint64_t lane, const char* operation) {
+  if (lane >= ring.shape().lanes) {
+    throw py::index_error(std::string(operation) + ": lane " + std::to_string(lane) + " is outside [0, " +
+                          std::to_string(ring.shape().lanes) + ")");
+  }
+}
+
+std::string shape_text(const py::array& array) {
+  return py::str(array.dtype()).cast<std::string>() + " of shape " + py::str(array.attr("shape")).cast<std::string>();
+}
+
+// A lane as Python writes it: looks at what it is given before anything is announced.
+class BoundWriter {
+ public:
+  BoundWriter(const std::shared_ptr<Ring>& ring, std::uint64_t lane, py::array obs_like, py::array action_like)
+      : lane_(lane), obs_like_(std::move(obs_like)), action_like_(std::move(action_like)) {
+    require_lane(*ring, lane, "writer");
+    writer_ = std::make_unique<LaneWriter>(ring, lane);
+  }
+
+  void start(const py::object& obs) {
+    LaneWriter& writer = open("start");
+    const py::array given = checked("start", "obs", obs, obs_like_);
+    writer.begin();
+    writer.put(given.data());
+    writer.commit(true, nullptr, 0, false, false);
+  }
+
+  void append(const py::object& action, double reward, const py::object& next_obs, bool terminated, bool truncated) {
+    LaneWriter& writer = open("append");
+    if (!writer.episode_is_open()) {
+      throw std::logic_error("append: no episode is open in lane " + std::to_string(lane_) +
+                             "; call start(obs) with its first observation");
+    }
+    const py::array obs = checked("append", "next_obs", next_obs, obs_like_);
+    const py::array act = checked("append", "action", action, action_like_);
+    if (!std::isfinite(reward)) {
+      throw std::invalid_argument("append: reward " + std::to_string(reward) + " is not a finite number");
+    }
+    writer.begin();
+    writer.put(obs.data());
+    writer.commit(false, act.data(), static_cast<float>(reward), terminated, truncated);
+  }
+
+  void close() { writer_.reset(); }
+  bool closed() const { return !writer_; }
+  std::uint64_t lane() const { return lane_; }
+  std::uint64_t next_step() { return open("next_step").next_step(); }
+  bool episode_is_open() { return open("episode_is_open").episode_is_open(); }
+
+ private:
+  LaneWriter& open(const char* operation) {
+    if (!writer_) throw std::logic_error(std::string(operation) + ": the writer is closed; ask for another one");
+    if (!writer_->usable_here()) {
+      throw std::logic_error(std::string(operation) +
+                             ": the writer was made by the process that this one was forked "
+                             "from; attach to the replay and make one here");
+    }
+    return *writer_;
+  }
+
+  // The array itself where it is right; numbers and lists are converted if nothing is lost by it.
+  static py::array checked(const char* operation, const char* name, const py::object& given, const py::array& like) {
+    py::array array = py::isinstance<py::array>(given) ? py::reinterpret_borrow<py::array>(given) : py::array(given);
+    const auto same_shape = [&] {
+      return array.ndim() == like.ndim() && std::equal(array.shape(), array.shape() + array.ndim(), like.shape());
+    };
+    if (array.dtype().is(like.dtype()) && same_shape() && (array.flags() & py::array::c_style) != 0) return array;
+    const bool castable =
+        array.dtype().is(like.dtype()) ||
+        py::module_::import("numpy").attr("can_cast")(array.dtype(), like.dtype(), "same_kind").cast<bool>();
+    if (!same_shape() || !castable) {
+      const std::string message =
+          std::string(operation) + ": " + name + " is " + shape_text(array) + ", expected " + shape_text(like);
+      if (same_shape()) throw py::type_error(message);
+      throw std::invalid_argument(message);
+    }
+    return array.attr("astype")(like.dtype(), "order"_a = "C");
+  }
+
+  std::unique_ptr<LaneWriter> writer_;
+  std::uint64_t lane_;
+  py::array obs_like_;     // shape and type of an observation,
+  py::array action_like_;  // and of an action
+};
+
+// The arrays of one batch, looked at once when they are made into this.
+class BatchArrays {
+ public:
+  BatchArrays(py::array observations, py::array actions, Floats rewards, Floats discounts, Floats weights,
+              Longs indices)
+      : observations_(std::move(observations)),
+        actions_(std::move(actions)),
+        rewards_(std::move(rewards)),
+        discounts_(std::move(discounts)),
+        weights_(std::move(weights)),
+        indices_(std::move(indices)) {
+    count_ = static_cast<std::uint64_t>(rewards_.size());
+    for (const py::array& array : {observations_, actions_, py::array(rewards_), py::array(discounts_),
+                                   py::array(weights_), py::array(indices_)}) {
+      if ((array.flags() & py::array::c_style) == 0 || !array.writeable() || array.ndim() < 1 ||
+          static_cast<std::uint64_t>(array.shape(0)) != count_) {
+        throw std::invalid_argument("batch buffer: every array must be C-contiguous, writable and have " +
+                                    std::to_string(count_) + " rows");
+      }
+    }
+    if (indices_.size() != static_cast<py::ssize_t>(2 * count_)) {
+      throw std::invalid_argument("batch buffer: indices must have two columns, lane and step");
+    }
+  }
+
+  // Throws unless the arrays fit what `sampler` writes under `rules`.
+  BatchOut out(const RingShape& shape, std::uint64_t observations_per_row) const {
+    const std::uint64_t observation_bytes = count_ * observations_per_row * shape.obs_bytes;
+    if (static_cast<std::uint64_t>(observations_.nbytes()) != observation_bytes ||
+        static_cast<std::uint64_t>(actions_.nbytes()) != count_ * shape.action_bytes) {
+      throw std::invalid_argument(
+          "out: the buffer is for another replay or another n_step; make it with "
+          "replay.buffer(batch, n_step)");
+    }
+    return {count_,
+            static_cast<std::uint8_t*>(const_cast<void*>(observations_.data())),
+            static_cast<std::uint8_t*>(const_cast<void*>(actions_.data())),
+            const_cast<float*>(rewards_.data()),
+            const_cast<float*>(discounts_.data()),
+            const_cast<float*>(weights_.data()),
+            const_cast<std::int64_t*>(indices_.data())};
+  }
+
+ private:
+  py::array observations_;
+  py::array actions_;
+  Floats rewards_;
+  Floats discounts_;
+  Floats weights_;
+  Longs indices_;
+  std::uint64_t count_ = 0;
+};
+
+TransitionRules transition_rules(std::uint64_t n_step, double gamma, int padding) {
+  return {n_step, gamma, static_cast<Padding>(padding)};
+}
+
+std::vector<std::uint64_t> checked_ends(const Sampler& sampler, const std::optional<std::vector<std::uint64_t>>& ends) {
+  std::vector<std::uint64_t> published = sampler.ends();
+  if (!ends) return published;
+  if (ends->size() != published.size()) {
+    throw std::invalid_argument("sample: the boundary is of " + std::to_string(ends->size()) +
+                                " lanes, the replay has " + std::to_string(published.size()));
+  }
+  for (std::size_t lane = 0; lane < published.size(); ++lane) {
+    if ((*ends)[lane] > published[lane]) {
+      throw std::invalid_argument("sample: the boundary of lane " + std::to_string(lane) + " is step " +
+                                  std::to_string((*ends)[lane]) + ", but only " + std::to_string(published[lane]) +
+                                  " are published");
+    }
+  }
+  return *ends;
+}
+
+void register_replay(py::module_& m) {
+  py::register_exception<LaneBusy>(m, "LaneBusy", PyExc_RuntimeError);
+  py::register_exception<NothingToSample>(m, "NothingToSample", PyExc_RuntimeError);
+  m.def("ring_bytes", [](const py::dict& shape) { return shape_from(shape).region_bytes(); }, "shape"_a);
+  m.attr("guard_steps") = kGuardSteps;
+
+  py::class_<Ring, std::shared_ptr<Ring>>(m, "Ring")
+      .def(py::init([](const py::dict& shape) {
+             const RingShape converted = shape_from(shape);
+             const py::gil_scoped_release released;
+             return Ring::create(converted);
+           }),
+           "shape"_a)
+      .def_static(
+          "attach",
+          [](std::int64_t pid, int descriptor, std::uint64_t inode, std::uint64_t bytes, const py::dict& shape) {
+            return Ring::attach({pid, descriptor, inode, bytes}, shape_from(shape));
+          },
+          "pid"_a, "descriptor"_a, "inode"_a, "bytes"_a, "shape"_a)
+      .def("address",
+           [](const Ring& self) {
+             const RegionAddress address = self.region().address();
+             return py::make_tuple(address.pid, address.descriptor, address.inode, address.bytes);
+           })
+      .def("published",
+           [](const Ring& self) {
+             std::vector<std::uint64_t> ends;
+             for (std::uint64_t lane = 0; lane < self.shape().lanes; ++lane) ends.push_back(self.published(lane));
+             return ends;
+           })
+      .def(
+          "has_writer",
+          [](const Ring& self, std::uint64_t lane) {
+            require_lane(self, lane, "has_writer");
+            return self.has_writer(lane);
+          },
+          "lane"_a)
+      .def(
+          "stacks",
+          [](const Ring& self, py::array out, int padding) {
+            const RingShape& shape = self.shape();
+            const std::uint64_t stack_bytes = shape.stack * shape.obs_bytes;
+            if (static_cast<std::uint64_t>(out.nbytes()) != shape.lanes * stack_bytes || !out.writeable() ||
+                (out.flags() & py::array::c_style) == 0) {
+              throw std::invalid_argument("stacks: out must be C-contiguous, writable and of " +
+                                          std::to_string(shape.lanes * stack_bytes) + " bytes");
+            }
+            auto* const to = static_cast<std::uint8_t*>(out.mutable_data());
+            const TransitionReader reader(self, transition_rules(1, 1, padding));
+            const py::gil_scoped_release released;
+            for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) {
+              std::uint64_t end = self.published(lane);
+              if (end == 0) throw NothingToSample("stacks: lane " + std::to_string(lane) + " has no observation yet");
+              while (!reader.take_stack(lane, end - 1, to + lane * stack_bytes)) end = self.published(lane);
+            }
+          },
+          "out"_a, "padding"_a);
+
+  py::class_<BoundWriter>(m, "LaneWriter")
+      .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array>(), "ring"_a, "lane"_a,
+           "obs_like"_a, "action_like"_a)
+      .def("start", &BoundWriter::start, "obs"_a)
+      .def("append", &BoundWriter::append, "action"_a, "reward"_a, "next_obs"_a, "terminated"_a, "truncated"_a)
+      .def("close", &BoundWriter::close)
+      .def_property_readonly("closed", &BoundWriter::closed)
+      .def_property_readonly("lane", &BoundWriter::lane)
+      .def_property_readonly("next_step", &BoundWriter::next_step)
+      .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
+
+  py::class_<RingSink, FrameSink, std::shared_ptr<RingSink>>(m, "RingSink")
+      .def(py::init([](const std::shared_ptr<Ring>& ring) {
+             if (ring->shape().obs_bytes != kObsBytes || ring->shape().action_bytes != sizeof(std::int64_t)) {
+               throw std::invalid_argument("sink: a pool writes 84x84 bytes and discrete actions, the replay is for " +
+                                           std::to_string(ring->shape().obs_bytes) + " and " +
+                                           std::to_string(ring->shape().action_bytes) + " bytes");
+             }
+             return std::make_shared<RingSink>(ring);
+           }),
+           "ring"_a)
+      .def("bytes_stored", [](const RingSink& self) {
+        std::uint64_t sum = 0;
+        for (int env = 0; env < self.num_envs(); ++env) sum += self.writer(env).bytes_stored();
+        return sum;
+      });
+
+  py::class_<BatchArrays>(m, "BatchArrays")
+      .def(py::init<py::array, py::array, Floats, Floats, Floats, Longs>(), "observations"_a.noconvert(),
+           "actions"_a.noconvert(), "rewards"_a.noconvert(), "discounts"_a.noconvert(), "weights"_a.noconvert(),
+           "indices"_a.noconvert());
+
+  py::class_<Sampler>(m, "Sampler")
+      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t seed, std::optional<double> alpha) {
+             std::optional<PriorityOptions> options;
+             if (alpha) options = PriorityOptions{*alpha};
+             return std::make_unique<Sampler>(ring, seed, options);
+           }),
+           "ring"_a, "seed"_a, "alpha"_a.none(true))
+      .def(
+          "sample",
+          [](Sampler& self, const BatchArrays& arrays, std::uint64_t n_step, double gamma, int padding,
+             const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
+            const TransitionRules rules = transition_rules(n_step, gamma, padding);
+            const BatchOut out =
+                arrays.out(self.ring().shape(), TransitionReader(self.ring(), rules).observations_per_row());
+            const std::vector<std::uint64_t> until = checked_ends(self, ends);
+            const py::gil_scoped_release released;
+            self.sample(rules, until, beta, out);
+          },
+          "arrays"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
+      .def(
+          "update",
+          [](Sampler& self, const Longs& indices, const py::array_t<double, py::array::c_style>& priorities) {
+            const std::uint64_t lanes = self.ring().shape().lanes;
+            for (py::ssize_t i = 0; i < priorities.size(); ++i) {
+              const std::int64_t lane = indices.data()[2 * i];
+              if (lane < 0 || static_cast<std::uint64_t>(lane) >= lanes || indices.data()[2 * i + 1] < 0) {
+                throw py::index_error("update_priorities: (lane " + std::to_string(lane) + ", step " +
+                                      std::to_string(indices.data()[2 * i + 1]) + ") is not an index that was sampled");
+              }
+              const double priority = priorities.data()[i];
+              if (!std::isfinite(priority) || priority < 0) {
+                throw std::invalid_argument("update_priorities: priority " + std::to_string(priority) +
+                                            " is not a finite number from 0 on");
+              }
+            }
+            return self.update(indices.data(), priorities.data(), static_cast<std::uint64_t>(priorities.size()));
+          },
+          "indices"_a, "priorities"_a)
+      .def_property("batches", &Sampler::batches, &Sampler::set_batches)
+      .def_property_readonly("race_rejects", &Sampler::race_rejects)
+      .def_property_readonly("stale_updates", &Sampler::stale_updates);
+}
+
 }  // namespace
 }  // namespace fastrl
 
@@ -616,10 +926,15 @@ PYBIND11_MODULE(_core, m) {
       if (error) std::rethrow_exception(error);
     } catch (const fastrl::WaitTimeout& timeout) {
       PyErr_SetString(PyExc_TimeoutError, timeout.what());
+    } catch (const fastrl::RegionTooLarge& too_large) {
+      PyErr_SetString(PyExc_MemoryError, too_large.what());
+    } catch (const fastrl::RegionGone& gone) {
+      PyErr_SetString(PyExc_ConnectionError, gone.what());
     }
   });
   fastrl::register_engine(m);
   fastrl::register_parts(m);
   fastrl::register_sinks(m);
   fastrl::register_pool(m);
+  fastrl::register_replay(m);
 }

@@ -13,7 +13,20 @@ from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.native import __version__, build_info
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
+from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
 
-__all__ = ["AtariPool", "Protocol", "__version__", "build_info", "protocol"]
+__all__ = [
+    "AtariPool",
+    "Batch",
+    "LaneBusy",
+    "NothingToSample",
+    "Protocol",
+    "Replay",
+    "ReplayHandle",
+    "Writer",
+    "__version__",
+    "build_info",
+    "protocol",
+]
 
 register()

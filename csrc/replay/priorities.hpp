@@ -1,0 +1,65 @@
+// priorities.hpp: which transitions may be drawn, and with what weight (Schaul et al. 2015, proportional).
+//
+// It follows the ring at moments that its owner chooses; between them it does not change but by update(). A transition
+// enters with the largest weight given so far, and leaves before its slots are overwritten.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "replay/sum_tree.hpp"
+#include "replay/transitions.hpp"
+
+namespace fastrl {
+
+struct Drawn {
+  std::uint64_t lane;
+  std::uint64_t step;
+};
+
+class Priorities {
+ public:
+  // A weight is round(priority^alpha * 2^20), within 1 .. 2^43: a million leaves cannot overflow the sum.
+  static constexpr double kUnit = 1 << 20;
+  static constexpr std::uint64_t kMostWeight = std::uint64_t{1} << 43;
+
+  Priorities(const Ring& ring, const TransitionRules& rules, double alpha);
+
+  // Lets in what became eligible in the windows that end at `ends`, and lets go what left them.
+  void follow(const std::vector<std::uint64_t>& ends);
+
+  std::uint64_t total() const noexcept { return tree_.total(); }
+  std::uint64_t count() const noexcept { return count_; }
+  Drawn find(std::uint64_t at) const noexcept;
+  std::uint64_t weight(const Drawn& drawn) const noexcept { return tree_.weight(leaf(drawn)); }
+
+  // False, and nothing changes, if the transition is no longer, or never was, one that can be drawn.
+  bool update(const Drawn& drawn, double priority) noexcept;
+
+  // For checkpoints: every weight, and the largest so far.
+  std::vector<std::uint64_t> weights(std::uint64_t lane, std::uint64_t first, std::uint64_t end) const;
+  void restore(std::uint64_t lane, std::uint64_t first, const std::vector<std::uint64_t>& weights);
+  std::uint64_t largest() const noexcept { return largest_; }
+  void set_largest(std::uint64_t weight) noexcept { largest_ = weight; }
+
+ private:
+  struct Lane {
+    std::uint64_t first = 0;    // steps before it have left
+    std::uint64_t entered = 0;  // steps before it were judged
+    std::uint64_t end = 0;      // of the window that was followed last
+  };
+  std::uint64_t leaf(const Drawn& drawn) const noexcept {
+    return drawn.lane * shape_.slots + drawn.step % shape_.slots;
+  }
+  void set(std::uint64_t lane, std::uint64_t step, std::uint64_t weight) noexcept;
+
+  TransitionReader reader_;
+  RingShape shape_;
+  double alpha_;
+  SumTree tree_;
+  std::vector<Lane> lanes_;
+  std::uint64_t count_ = 0;  // leaves above 0
+  std::uint64_t largest_ = static_cast<std::uint64_t>(kUnit);
+};
+
+}  // namespace fastrl

@@ -1,0 +1,157 @@
+#include "replay/ring.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <limits>
+
+namespace fastrl {
+
+namespace {
+
+constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kLine = 64;
+constexpr std::uint64_t kMagic = 0x3130676e69725246;  // "FRring01"
+constexpr std::size_t kHeaderWords = 6;
+
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t step) { return (value + step - 1) / step * step; }
+
+// Small payloads are packed; large ones begin at a cache line.
+constexpr std::uint64_t kLargePayload = 512;
+
+std::array<std::uint64_t, kHeaderWords> header_of(const RingShape& shape) {
+  return {kMagic, shape.lanes, shape.slots, shape.stack, shape.obs_bytes, shape.action_bytes};
+}
+
+template <typename Word, typename Byte>
+LaneView<Word> view_of(const RingShape& shape, Byte* base) {
+  using Cursor = typename LaneView<Word>::CursorType;
+  auto* const metas = reinterpret_cast<Word*>(base + sizeof(lane::Cursor));
+  const std::uint64_t meta_bytes = round_up(shape.slots * shape.meta_words() * lane::kWord, kLine);
+  auto* const payloads = reinterpret_cast<Word*>(base + sizeof(lane::Cursor) + meta_bytes);
+  return {reinterpret_cast<Cursor*>(base), metas, payloads, shape.slots, shape.meta_words(), shape.payload_words()};
+}
+
+}  // namespace
+
+std::uint64_t RingShape::payload_words() const noexcept {
+  return round_up(obs_bytes, obs_bytes >= kLargePayload ? kLine : lane::kWord) / lane::kWord;
+}
+
+std::uint64_t RingShape::lane_bytes() const noexcept {
+  const std::uint64_t metas = round_up(slots * meta_words() * lane::kWord, kLine);
+  return round_up(sizeof(lane::Cursor) + metas + slots * payload_words() * lane::kWord, kPage);
+}
+
+std::uint64_t RingShape::lane_offset(std::uint64_t lane) const noexcept { return kPage + lane * lane_bytes(); }
+
+std::uint64_t RingShape::region_bytes() const noexcept { return lane_offset(lanes); }
+
+Ring::Ring(std::shared_ptr<SharedRegion> region, const RingShape& shape) : region_(std::move(region)), shape_(shape) {}
+
+std::shared_ptr<Ring> Ring::create(const RingShape& shape) {
+  std::shared_ptr<Ring> ring(new Ring(SharedRegion::create(shape.region_bytes()), shape));
+  const Mapping header = ring->region_->map_writable(0, kPage);
+  const auto words = header_of(shape);
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    lane::store_word(reinterpret_cast<std::uint64_t*>(header.data())[i], words[i]);
+  }
+  return ring;
+}
+
+// Nothing that is read from the segment is used to compute an address: the shape comes with the handle, and must agree.
+std::shared_ptr<Ring> Ring::attach(const RegionAddress& address, const RingShape& shape) {
+  if (address.bytes != shape.region_bytes()) {
+    throw RegionGone("attach: the handle is damaged: its shape needs " + std::to_string(shape.region_bytes()) +
+                     " bytes, its segment has " + std::to_string(address.bytes));
+  }
+  std::shared_ptr<Ring> ring(new Ring(SharedRegion::attach(address), shape));
+  const auto* const header = reinterpret_cast<const std::uint64_t*>(ring->region_->data());
+  const auto expected = header_of(shape);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (lane::load_word(header[i]) != expected[i]) {
+      throw RegionGone("attach: the segment is no replay of the handle's shape (word " + std::to_string(i) +
+                       " of its header differs)");
+    }
+  }
+  return ring;
+}
+
+LaneView<const std::uint64_t> Ring::lane(std::uint64_t lane) const noexcept {
+  return view_of<const std::uint64_t>(shape_, region_->data() + shape_.lane_offset(lane));
+}
+
+bool Ring::has_writer(std::uint64_t lane) const { return RegionLock::is_taken(*region_, lane, 1); }
+
+namespace {
+
+RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
+  std::optional<RegionLock> lock = RegionLock::try_take(ring.region(), lane, 1);
+  if (!lock) {
+    throw LaneBusy("writer: lane " + std::to_string(lane) + " has a writer (process " +
+                   std::to_string(lane::load_word(ring.lane(lane).cursor->writer_pid)) +
+                   "); each lane has one at a time, and is free when that one is closed or its process has ended");
+  }
+  return std::move(*lock);
+}
+
+}  // namespace
+
+LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane)
+    : ring_(ring),
+      lock_(lock_lane(*ring, lane)),
+      mapping_(ring->region().map_writable(ring->shape().lane_offset(lane), ring->shape().lane_bytes())),
+      view_(view_of<std::uint64_t>(ring->shape(), mapping_.data())) {
+  next_ = lane::published(*view_.cursor);
+  lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
+  // The one before us may have died in an episode: what we write is another one.
+  if (next_ > 0) episode_ = lane::load_meta(view_.meta(next_ - 1)).episode + 1;
+  if constexpr (lane::kMutant == lane::kTakeoverContinuesEpisode) {
+    if (next_ > 0) {
+      const lane::SlotMeta newest = lane::load_meta(view_.meta(next_ - 1));
+      episode_ = newest.episode;
+      age_ = static_cast<std::uint16_t>(newest.age + 1);
+      open_ = !newest.last();
+    }
+  }
+  if constexpr (lane::kMutant == lane::kTakeoverSkipsTornSlot) {
+    if (lane::load_word(view_.cursor->reserve) > next_) lane::publish(*view_.cursor, next_++);
+  }
+}
+
+void LaneWriter::put(const void* obs) noexcept {
+#ifdef FASTRL_CRASHPOINTS
+  // In eight parts, so that a test can end the writer between them.
+  const std::uint64_t words = lane::words_for(ring_->shape().obs_bytes);
+  for (std::uint64_t part = 0; part < 8; ++part) {
+    const std::uint64_t from = words * part / 8 * lane::kWord;
+    const std::uint64_t to = std::min(words * (part + 1) / 8 * lane::kWord, ring_->shape().obs_bytes);
+    lane::store_payload(view_.payload(next_) + from / lane::kWord, static_cast<const std::uint8_t*>(obs) + from,
+                        to - from);
+    FASTRL_CRASHPOINT(4 + static_cast<int>(part));
+  }
+#else
+  lane::store_payload(view_.payload(next_), obs, ring_->shape().obs_bytes);
+#endif
+  bytes_stored_ += ring_->shape().obs_bytes;
+}
+
+void LaneWriter::commit(bool first, const void* action, float reward, bool terminated, bool truncated) noexcept {
+  if (first) {
+    if (open_) ++episode_;  // it was broken off; else the number was taken when the one before ended
+    age_ = 0;
+  } else if (age_ < std::numeric_limits<std::uint16_t>::max()) {
+    ++age_;
+  }
+  const auto flags = static_cast<std::uint8_t>((first ? lane::kFirst : 0) | (terminated ? lane::kTerminated : 0) |
+                                               (truncated ? lane::kTruncated : 0));
+  lane::store_meta(view_.meta(next_), {next_, episode_, age_, flags, 0, first ? 0.0F : reward, 0});
+  FASTRL_CRASHPOINT(3);
+  if (!first) lane::store_payload(view_.action(next_), action, ring_->shape().action_bytes);
+  lane::publish(*view_.cursor, next_);
+  ++next_;
+  open_ = !(terminated || truncated);
+  if (!open_) ++episode_;
+}
+
+}  // namespace fastrl

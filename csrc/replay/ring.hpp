@@ -1,0 +1,105 @@
+// ring.hpp: where everything lies in a replay's segment, and the two ways to hold it: Ring to read, LaneWriter to
+// write.
+//
+//   header page | lane 0 | lane 1 | ...           lane = cursor | meta of every slot | payload of every slot
+//
+// A slot holds one observation, and of the step that led to it the action, the reward and whether it ended the episode.
+// It is published when the observation is there and never changed. So the last observation of every episode has a slot,
+// a transition is two neighbouring slots, and a stack is up to `stack` of them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "replay/lane.hpp"
+#include "replay/shared_region.hpp"
+
+namespace fastrl {
+
+struct LaneBusy : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct RingShape {
+  std::uint64_t lanes;
+  std::uint64_t slots;  // of each lane
+  std::uint64_t stack;  // observations that are looked at together
+  std::uint64_t obs_bytes;
+  std::uint64_t action_bytes;
+
+  std::uint64_t meta_words() const noexcept { return lane::kMetaWords + lane::words_for(action_bytes); }
+  std::uint64_t payload_words() const noexcept;
+  std::uint64_t lane_bytes() const noexcept;
+  std::uint64_t region_bytes() const noexcept;
+  std::uint64_t lane_offset(std::uint64_t lane) const noexcept;
+};
+
+// One lane's addresses in a mapping.
+template <typename Word>  // std::uint64_t or const std::uint64_t
+struct LaneView {
+  using CursorType = std::conditional_t<std::is_const_v<Word>, const lane::Cursor, lane::Cursor>;
+  CursorType* cursor;
+  Word* metas;
+  Word* payloads;
+  std::uint64_t slots;
+  std::uint64_t meta_words;
+  std::uint64_t payload_words;
+
+  Word* meta(std::uint64_t step) const noexcept { return metas + step % slots * meta_words; }
+  Word* action(std::uint64_t step) const noexcept { return meta(step) + lane::kMetaWords; }
+  Word* payload(std::uint64_t step) const noexcept { return payloads + step % slots * payload_words; }
+};
+
+class Ring {
+ public:
+  static std::shared_ptr<Ring> create(const RingShape& shape);
+  static std::shared_ptr<Ring> attach(const RegionAddress& address, const RingShape& shape);
+
+  const RingShape& shape() const noexcept { return shape_; }
+  const SharedRegion& region() const noexcept { return *region_; }
+  const std::shared_ptr<SharedRegion>& shared_region() const noexcept { return region_; }
+  LaneView<const std::uint64_t> lane(std::uint64_t lane) const noexcept;
+
+  std::uint64_t published(std::uint64_t lane) const noexcept { return lane::published(*this->lane(lane).cursor); }
+  bool has_writer(std::uint64_t lane) const;
+
+ private:
+  Ring(std::shared_ptr<SharedRegion> region, const RingShape& shape);
+
+  std::shared_ptr<SharedRegion> region_;
+  RingShape shape_;
+};
+
+// The only writer of a lane. For one thread at a time; who hands it on orders memory (a pool's mutex does).
+class LaneWriter {
+ public:
+  // Takes the lane over where its last writer left it, also in the middle of a slot. Throws LaneBusy.
+  LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane);
+
+  // begin, put and commit make one slot. Throw nothing: who calls has looked at `episode_is_open`.
+  void begin() noexcept { lane::announce(*view_.cursor, next_); }
+  void put(const void* obs) noexcept;
+  void commit(bool first, const void* action, float reward, bool terminated, bool truncated) noexcept;
+
+  bool episode_is_open() const noexcept { return open_; }  // else the next slot must be a first one
+  std::uint64_t next_step() const noexcept { return next_; }
+  std::uint64_t bytes_stored() const noexcept { return bytes_stored_; }
+  bool usable_here() const noexcept { return lock_.held_here(); }
+
+ private:
+  std::shared_ptr<const Ring> ring_;
+  RegionLock lock_;
+  Mapping mapping_;
+  LaneView<std::uint64_t> view_{};
+  std::uint64_t next_ = 0;
+  std::uint32_t episode_ = 0;
+  std::uint16_t age_ = 0;
+  bool open_ = false;
+  std::uint64_t bytes_stored_ = 0;
+};
+
+}  // namespace fastrl

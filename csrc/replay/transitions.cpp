@@ -1,0 +1,91 @@
+#include "replay/transitions.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastrl {
+
+TransitionReader::TransitionReader(const Ring& ring, const TransitionRules& rules)
+    : ring_(ring), shape_(ring.shape()), rules_(rules) {}
+
+std::uint64_t TransitionReader::reach(std::uint64_t age) const noexcept {
+  if constexpr (lane::kMutant == lane::kIgnoreEpisodeStart) return shape_.stack - 1;
+  return std::min(age, shape_.stack - 1);
+}
+
+Verdict TransitionReader::follow(const LaneView<const std::uint64_t>& lane, std::uint64_t step, const Window& window,
+                                 Path& path) const noexcept {
+  path.from = lane::load_meta(lane.meta(step));
+  if (path.from.step != step) return Verdict::kOverwritten;
+  if (path.from.last()) return Verdict::kIneligible;
+  const std::uint64_t back = reach(path.from.age);
+  if (step < window.first + back) return Verdict::kIneligible;
+  path.oldest = step - back;
+  path.reward = 0;
+  path.discount = 1;
+  for (path.end = step + 1;; ++path.end) {
+    if (path.end >= window.end) return Verdict::kNotYet;
+    const lane::SlotMeta next = lane::load_meta(lane.meta(path.end));
+    if (next.step != path.end) return Verdict::kOverwritten;
+    // Broken off, by the end of its writer or by a reset in its middle.
+    if (lane::kMutant != lane::kNoEpisodeCheck && next.episode != path.from.episode) return Verdict::kIneligible;
+    path.reward += path.discount * static_cast<double>(next.reward);
+    path.discount *= rules_.gamma;
+    if (next.terminated()) path.discount = 0;  // also where it is truncated too
+    if (next.last() || path.end - step == rules_.n_step) return Verdict::kTaken;
+  }
+}
+
+void TransitionReader::copy_stack(const LaneView<const std::uint64_t>& lane, std::uint64_t newest, std::uint64_t age,
+                                  std::uint8_t* out) const noexcept {
+  const std::uint64_t back = reach(age);
+  const std::uint64_t missing = shape_.stack - 1 - back;
+  std::uint8_t* at = out + missing * shape_.obs_bytes;
+  for (std::uint64_t step = newest - back; step <= newest; ++step, at += shape_.obs_bytes) {
+    lane::load_payload(at, lane.payload(step), shape_.obs_bytes);
+  }
+  const std::uint8_t* const first = out + missing * shape_.obs_bytes;
+  for (std::uint64_t i = 0; i < missing; ++i) {
+    if (rules_.padding == Padding::kZeros) {
+      std::memset(out + i * shape_.obs_bytes, 0, shape_.obs_bytes);
+    } else {
+      std::memcpy(out + i * shape_.obs_bytes, first, shape_.obs_bytes);
+    }
+  }
+}
+
+Verdict TransitionReader::judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept {
+  Path path;
+  return follow(ring_.lane(lane), step, window, path);
+}
+
+Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Window& window,
+                               const TransitionOut& out) const noexcept {
+  const LaneView<const std::uint64_t> view = ring_.lane(lane);
+  Path path;
+  const Verdict verdict = follow(view, step, window, path);
+  if (verdict != Verdict::kTaken) return verdict;
+  lane::load_payload(out.action, view.action(step + 1), shape_.action_bytes);
+  copy_stack(view, step, path.from.age, out.observations);
+  if (rules_.n_step == 1) {  // the second stack shares all but its newest with the first
+    lane::load_payload(out.observations + shape_.stack * shape_.obs_bytes, view.payload(path.end), shape_.obs_bytes);
+  } else {
+    const std::uint64_t age = path.from.age + (path.end - step);
+    copy_stack(view, path.end, age, out.observations + shape_.stack * shape_.obs_bytes);
+  }
+  *out.reward = static_cast<float>(path.reward);
+  *out.discount = static_cast<float>(path.discount);
+  return lane::still_whole(*view.cursor, path.oldest, path.end, shape_.slots) ? Verdict::kTaken : Verdict::kOverwritten;
+}
+
+bool TransitionReader::take_stack(std::uint64_t lane, std::uint64_t step, std::uint8_t* out) const noexcept {
+  const LaneView<const std::uint64_t> view = ring_.lane(lane);
+  const lane::SlotMeta meta = lane::load_meta(view.meta(step));
+  if (meta.step != step) return false;
+  const std::uint64_t back = reach(meta.age);
+  if (step < back) return false;  // torn: no age is larger than the step
+  copy_stack(view, step, meta.age, out);
+  return lane::still_whole(*view.cursor, step - back, step, shape_.slots);
+}
+
+}  // namespace fastrl

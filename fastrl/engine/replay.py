@@ -1,0 +1,474 @@
+"""Replay memory in shared memory: written by many, sampled without stopping anyone.
+
+Every observation is stored once. A stack of four is put together when it is looked at, and ``obs`` and ``next_obs`` of
+one-step samples are two views of the same five frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from fastrl.engine import native
+from fastrl.engine.budget import available_memory_bytes
+from fastrl.engine.protocol import DEFAULT_STACK
+from fastrl.engine.rules import whole_number
+
+LaneBusy = native.core.LaneBusy
+NothingToSample = native.core.NothingToSample
+
+DEFAULT_CAPACITY = 1_000_000
+# Steps that a lane must hold besides a stack and the steps of a return: below, its writer would come round too soon.
+LEAST_SPARE_STEPS = 64
+# What capacity="auto" leaves to the rest of the machine.
+_LEFT_FREE_BYTES = 4_000_000_000
+_MOST_LANES = 65_536
+_PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Transitions, a row each. Unpacks in this order."""
+
+    obs: npt.NDArray[Any]  # (batch, stack, *obs_shape)
+    action: npt.NDArray[Any]
+    reward: npt.NDArray[np.float32]  # of n steps, discounted
+    discount: npt.NDArray[np.float32]  # of next_obs: gamma^n, 0 after a true end
+    next_obs: npt.NDArray[Any]  # with n_step=1 a view of the same memory as obs
+    index: npt.NDArray[np.int64]  # (batch, 2): lane and step, for update_priorities
+    weight: npt.NDArray[np.float32]  # importance weights, at most 1; uniform replay: all 1
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return iter((self.obs, self.action, self.reward, self.discount, self.next_obs, self.index, self.weight))
+
+
+class BatchBuffer:
+    """Memory that batches of one size are written into, see :meth:`Replay.buffer`."""
+
+    def __init__(self, replay: Replay, batch: int, n_step: int, pin_memory: bool) -> None:
+        stack, item = replay.stack, replay.obs_shape
+        rows = stack + 1 if n_step == 1 else 2 * stack
+        make = _pinned if pin_memory else np.empty
+        self.n_step = n_step
+        self.observations: npt.NDArray[Any] = make((batch, rows, *item), replay.obs_dtype)
+        action = make((batch, *replay.action_shape), replay.action_dtype)
+        reward, discount, weight = (make((batch,), np.dtype(np.float32)) for _ in range(3))
+        index = make((batch, 2), np.dtype(np.int64))
+        self._arrays = native.core.BatchArrays(self.observations, action, reward, discount, weight, index)
+        next_begin = 1 if n_step == 1 else stack
+        self.batch = Batch(
+            self.observations[:, :stack],
+            action,
+            reward,
+            discount,
+            self.observations[:, next_begin : next_begin + stack],
+            index,
+            weight,
+        )
+
+
+def _pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Page-locked memory, which torch allocates and keeps alive as long as the array."""
+    import torch
+
+    nbytes = max(1, math.prod(shape) * dtype.itemsize)
+    memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    array: npt.NDArray[Any] = memory.numpy()[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    return array
+
+
+@dataclass(frozen=True)
+class ReplayHandle:
+    """Where another process of this machine finds a replay, see :meth:`Replay.attach`. Small, and can be pickled."""
+
+    pid: int
+    descriptor: int
+    inode: int
+    region_bytes: int
+    lanes: int
+    slots: int
+    stack: int
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    action_shape: tuple[int, ...]
+    action_dtype: str
+    padding: Literal["zeros", "first_frame"]
+    seed: int
+    alpha: float | None
+
+
+class Writer:
+    """The only writer of one lane, see :meth:`Replay.writer`. A context manager; for one thread at a time."""
+
+    def __init__(self, replay: Replay, lane: int) -> None:
+        obs_like = np.empty(replay.obs_shape, replay.obs_dtype)
+        action_like = np.empty(replay.action_shape, replay.action_dtype)
+        self._native = native.core.LaneWriter(replay._ring, lane, obs_like, action_like)
+        self.lane = lane
+
+    def start(self, obs: Any) -> None:
+        """Open an episode with its first observation. One that is open is broken off."""
+        self._native.start(obs)
+
+    def append(self, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
+        """What happened in one step, and the observation that it led to, the last one of an episode included."""
+        self._native.append(action, reward, next_obs, terminated, truncated)
+
+    @property
+    def episode_is_open(self) -> bool:
+        """Whether :meth:`append` may be called; else :meth:`start` comes first."""
+        return bool(self._native.episode_is_open)
+
+    @property
+    def next_step(self) -> int:
+        """The number of the next step in this lane. Never falls, also when the lane changes hands."""
+        return int(self._native.next_step)
+
+    def close(self) -> None:
+        """Free the lane. What was written stays."""
+        self._native.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Replay:
+    """A ring of transitions in shared memory, in lanes that one env each writes.
+
+    Args:
+        capacity: transitions in all, the same number in each lane, rounded up; "auto": a million, or as many as fit
+            into the memory that is available less 4 GB. More than fits is refused before anything is touched.
+        lanes: how many envs write, each its own lane.
+        obs_shape, obs_dtype: of one observation: a single frame, not a stack.
+        stack: how many observations are looked at together; 1 for those that are no frames.
+        action: the space of the actions; None: whole numbers.
+        seed: of what is drawn.
+        padding: what a stack has before its episode's first observation: "zeros" or "first_frame" (again and again).
+            As the protocol of the run says, the same for acting and for sampling.
+        alpha: prioritised replay with this exponent (Schaul et al. 2015: 0.6); None: uniform.
+
+    Example:
+        >>> replay = Replay(capacity=1000, lanes=1, obs_shape=(3,), obs_dtype="float32", stack=1)
+        >>> with replay.writer(0) as writer:
+        ...     writer.start(np.zeros(3, np.float32))
+        ...     writer.append(1, 0.5, np.ones(3, np.float32), terminated=True, truncated=False)
+        >>> obs, action, reward, discount, next_obs, index, weight = replay.sample(2)
+        >>> next_obs.shape, reward.tolist(), discount.tolist()
+        ((2, 1, 3), [0.5, 0.5], [0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        capacity: int | Literal["auto"] = DEFAULT_CAPACITY,
+        lanes: int = 8,
+        obs_shape: Sequence[int] = (84, 84),
+        obs_dtype: npt.DTypeLike = "uint8",
+        stack: int = DEFAULT_STACK,
+        action: spaces.Space[Any] | None = None,
+        seed: int = 0,
+        *,
+        padding: Literal["zeros", "first_frame"] = "zeros",
+        alpha: float | None = None,
+        _least_spare_steps: int = LEAST_SPARE_STEPS,
+    ) -> None:
+        self.lanes = whole_number("lanes", lanes, 1, _MOST_LANES)
+        self.obs_shape = _checked_shape("obs_shape", obs_shape)
+        self.obs_dtype = _checked_dtype("obs_dtype", obs_dtype)
+        self.stack = whole_number("stack", stack, 1, 64)
+        self.action_shape, self.action_dtype = _action_layout(action)
+        self.seed = whole_number("seed", seed, 0, 2**64 - 1)
+        if padding not in _PADDINGS:
+            raise ValueError(f"padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
+        self.padding = padding
+        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+            raise ValueError(f"alpha: {alpha!r} is outside [0, 1]; 0 draws uniformly, 1 by priority itself")
+        self.alpha = alpha
+        self._spare_steps = _least_spare_steps
+        self._slots = self._resolve_slots(capacity)
+        self._adopt(native.core.Ring(self._shape(self._slots)))
+
+    def _adopt(self, ring: Any) -> None:
+        self._ring = ring
+        self._pid = os.getpid()
+        self._sampler = native.core.Sampler(ring, self.seed, self.alpha)
+        self._sink: Any = None
+
+    def _shape(self, slots: int) -> dict[str, int]:
+        return {
+            "lanes": self.lanes,
+            "slots": slots,
+            "stack": self.stack,
+            "obs_bytes": math.prod(self.obs_shape) * self.obs_dtype.itemsize,
+            "action_bytes": math.prod(self.action_shape) * self.action_dtype.itemsize,
+        }
+
+    def _resolve_slots(self, capacity: Any) -> int:
+        least = self._spare_steps + self.stack + 1
+        available = available_memory_bytes()
+        # Bytes grow by the same amount with every slot; two sizes tell which.
+        at_1000, at_2000 = (native.core.ring_bytes(self._shape(n)) for n in (1000, 2000))
+        slot_bytes = max(1, -(-(at_2000 - at_1000) // 1000))
+        fitting = max(0, available // slot_bytes)
+        if isinstance(capacity, str):
+            if capacity != "auto":
+                raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
+            fitting = max(0, (available - _LEFT_FREE_BYTES) // slot_bytes)
+            slots = min(-(-DEFAULT_CAPACITY // self.lanes), fitting)
+            if slots < least:
+                raise MemoryError(
+                    f"capacity: 'auto' leaves {_LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
+                    f"{available / 1e9:.1f} GB are available; give a number, at most "
+                    f"{available // slot_bytes * self.lanes:,}"
+                )
+            _log.info(
+                "replay: %s transitions (%.1f GB; %.1f GB of memory are available)",
+                f"{slots * self.lanes:,}",
+                native.core.ring_bytes(self._shape(slots)) / 1e9,
+                available / 1e9,
+            )
+            return int(slots)
+        slots = -(-whole_number("capacity", capacity, 1, 2**40) // self.lanes)
+        if slots < least:
+            raise ValueError(
+                f"capacity: {capacity} is {slots} for each of {self.lanes} lanes; each needs at least {least} "
+                f"({self._spare_steps} and a stack of {self.stack} and a step), so give at least {least * self.lanes}"
+            )
+        needed = native.core.ring_bytes(self._shape(slots))
+        if needed > available:
+            raise MemoryError(
+                f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
+                f"available; at most {fitting * self.lanes:,} fit"
+            )
+        return slots
+
+    # ---- what it is
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that fit, all lanes together."""
+        return self._slots * self.lanes
+
+    @property
+    def region_bytes(self) -> int:
+        """Shared memory that it takes, all of it from the beginning."""
+        return int(native.core.ring_bytes(self._shape(self._slots)))
+
+    def __len__(self) -> int:
+        """Steps that can be looked at, all lanes together."""
+        kept = self._slots - native.core.guard_steps
+        return sum(min(int(end), kept) for end in self._ring.published())
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the beginning.
+
+        ``steps_published`` per lane; ``race_rejects``: rows drawn again because a writer came round meanwhile;
+        ``stale_updates``: priorities of transitions that were gone.
+        """
+        self._require_here("stats")
+        return {
+            "steps_published": self._ring.published(),
+            "lanes_written": [self._ring.has_writer(lane) for lane in range(self.lanes)],
+            "batches": self._sampler.batches,
+            "race_rejects": self._sampler.race_rejects,
+            "stale_updates": self._sampler.stale_updates,
+            "region_bytes": self.region_bytes,
+        }
+
+    # ---- writing
+
+    def writer(self, lane: int) -> Writer:
+        """The only writer of ``lane``.
+
+        Raises:
+            LaneBusy: the lane has one, in this process or another.
+        """
+        self._require_here("writer")
+        return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1))
+
+    def sink(self) -> Any:
+        """What an ``AtariPool(sink=...)`` writes into: env i becomes lane i. Holds all lanes as long as it lives."""
+        self._require_here("sink")
+        return native.core.RingSink(self._ring)
+
+    # ---- reading
+
+    def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """The newest stack of every lane, (lanes, stack, *obs_shape): what a policy acts on."""
+        self._require_here("stacks")
+        shape = (self.lanes, self.stack, *self.obs_shape)
+        if out is None:
+            out = np.empty(shape, self.obs_dtype)
+        elif not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self.obs_dtype:
+            raise ValueError(f"stacks: out must be a {self.obs_dtype} array of shape {shape}")
+        self._ring.stacks(out, _PADDINGS[self.padding])
+        return out
+
+    def boundary(self) -> list[int]:
+        """How far each lane is published now. Given to :meth:`sample`, it samples as if nothing came after."""
+        self._require_here("boundary")
+        return list(self._ring.published())
+
+    def buffer(self, batch: int, n_step: int = 1, pin_memory: bool = False) -> BatchBuffer:
+        """Memory for :meth:`sample`'s ``out``; ``pin_memory`` for copies to a GPU while something else runs."""
+        return BatchBuffer(self, whole_number("batch", batch, 1, 2**20), self._checked_n_step(n_step), bool(pin_memory))
+
+    def sample(
+        self,
+        batch: int,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        out: BatchBuffer | None = None,
+        *,
+        boundary: Sequence[int] | None = None,
+        beta: float = 0.4,
+    ) -> Batch:
+        """Draw ``batch`` transitions.
+
+        Args:
+            batch: how many.
+            n_step: over how many steps rewards are summed; an end of the episode comes first.
+            gamma: discount of a step.
+            out: memory from :meth:`buffer`; without it the batch's arrays are new, and the caller's to keep.
+            boundary: what :meth:`boundary` returned earlier; None: everything that is published.
+            beta: exponent of the importance weights, where the replay is prioritised.
+
+        Raises:
+            NothingToSample: there is no whole transition yet.
+        """
+        self._require_here("sample")
+        if out is None:
+            out = self.buffer(batch, n_step)
+        elif not isinstance(out, BatchBuffer) or len(out.batch.reward) != batch or out.n_step != n_step:
+            raise ValueError(f"sample: out must be what replay.buffer({batch}, {n_step}) made")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"sample: gamma {gamma!r} is outside [0, 1]")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"sample: beta {beta!r} is outside [0, 1]")
+        self._sampler.sample(out._arrays, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
+        return out.batch
+
+    def update_priorities(self, index: npt.NDArray[np.int64], priority: npt.ArrayLike) -> int:
+        """Give transitions that were sampled new priorities (not yet to the power of alpha).
+
+        Transitions that have been overwritten since are left alone and counted (``stale_updates``).
+
+        Returns:
+            How many were still there.
+        """
+        self._require_here("update_priorities")
+        if self.alpha is None:
+            raise RuntimeError("update_priorities: this replay draws uniformly; make it with alpha=0.6, for example")
+        indices = np.asarray(index)
+        priorities = np.asarray(priority, dtype=np.float64)
+        if indices.dtype != np.int64 or indices.ndim != 2 or indices.shape[1] != 2:
+            raise ValueError(
+                f"update_priorities: index must be a batch's (batch, 2) int64 array, got {indices.dtype} of shape "
+                f"{indices.shape}"
+            )
+        if priorities.shape != (len(indices),):
+            raise ValueError(
+                f"update_priorities: {len(indices)} transitions, but priorities of shape {priorities.shape}"
+            )
+        return int(self._sampler.update(np.ascontiguousarray(indices), np.ascontiguousarray(priorities)))
+
+    # ---- other processes
+
+    def handle(self) -> ReplayHandle:
+        """Where other processes of this user and machine find it, while this process lives."""
+        self._require_here("handle")
+        pid, descriptor, inode, region_bytes = self._ring.address()
+        return ReplayHandle(
+            pid=pid,
+            descriptor=descriptor,
+            inode=inode,
+            region_bytes=region_bytes,
+            lanes=self.lanes,
+            slots=self._slots,
+            stack=self.stack,
+            obs_shape=self.obs_shape,
+            obs_dtype=self.obs_dtype.str,
+            action_shape=self.action_shape,
+            action_dtype=self.action_dtype.str,
+            padding=self.padding,
+            seed=self.seed,
+            alpha=self.alpha,
+        )
+
+    @classmethod
+    def attach(cls, handle: ReplayHandle) -> Replay:
+        """The replay of another process: to write lanes of it, or to look.
+
+        Raises:
+            ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
+        """
+        if not isinstance(handle, ReplayHandle):
+            raise TypeError(f"attach: {type(handle).__name__} is not what Replay.handle() returned")
+        self = cls.__new__(cls)
+        self.lanes = whole_number("attach: lanes", handle.lanes, 1, _MOST_LANES)
+        self.obs_shape = _checked_shape("attach: obs_shape", handle.obs_shape)
+        self.obs_dtype = _checked_dtype("attach: obs_dtype", handle.obs_dtype)
+        self.stack = whole_number("attach: stack", handle.stack, 1, 64)
+        self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
+        self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
+        self.seed, self.padding, self.alpha = handle.seed, handle.padding, handle.alpha
+        self._spare_steps = LEAST_SPARE_STEPS
+        self._slots = whole_number("attach: slots", handle.slots, 1, 2**40)
+        ring = native.core.Ring.attach(
+            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots)
+        )
+        self._adopt(ring)
+        return self
+
+    # ---- checks
+
+    def _require_here(self, operation: str) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"{operation}: this replay was made by process {self._pid}, from which this one was forked; use "
+                f"Replay.attach(handle) here, with a handle that was taken there"
+            )
+
+    def _checked_n_step(self, n_step: Any) -> int:
+        most = max(1, self._slots - self.stack - self._spare_steps)
+        return whole_number("n_step", n_step, 1, most)
+
+
+def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"{name}: {shape!r} is not a tuple of sizes such as (84, 84)")
+    sizes = tuple(whole_number(name, size, 1, 2**31) for size in shape)
+    if not sizes and not scalar:
+        raise ValueError(f"{name}: {shape!r} is empty; an observation of one number has shape (1,)")
+    return sizes
+
+
+def _checked_dtype(name: str, dtype: Any) -> np.dtype[Any]:
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name}: {dtype!r} is not a type of numbers ({error})") from None
+    if found.kind not in "biuf":
+        raise TypeError(f"{name}: {found} is not a type of numbers such as 'uint8' or 'float32'")
+    return found
+
+
+def _action_layout(action: spaces.Space[Any] | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of one action."""
+    if action is None or isinstance(action, spaces.Discrete):
+        return (), np.dtype(np.int64)
+    if isinstance(action, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)) and action.dtype is not None:
+        return tuple(action.shape), np.dtype(action.dtype)
+    raise TypeError(f"action: {action!r} is not a Discrete, Box, MultiDiscrete or MultiBinary space")
