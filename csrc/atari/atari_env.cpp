@@ -122,7 +122,7 @@ void AtariEnv::start_game(const std::optional<EnvSeed>& seed) {
     }
   }
   if (rules_.pooling == Pooling::kDopamine) std::fill(newer_.begin(), newer_.end(), std::uint8_t{0});
-  shown_ = rules_.pooling == Pooling::kLastTwo ? Shown::kBothKept : Shown::kScreen;
+  shown_ = rules_.pooling == Pooling::kLastTwo && rules_.frame_skip > 1 ? Shown::kBothKept : Shown::kScreen;
   lives_ = emulator_.lives();
 }
 

@@ -24,11 +24,10 @@ void Priorities::follow(const std::vector<std::uint64_t>& ends) {
   for (std::uint64_t lane = 0; lane < shape_.lanes; ++lane) {
     Lane& known = lanes_[lane];
     const Window window = window_until(ends[lane], shape_.slots);
-    // Of any stack in a window that has begun to move, so that no step's age has to be asked when it leaves.
-    const std::uint64_t first = window.first == 0 ? 0 : window.first + shape_.stack - 1;
-    for (; known.first < std::min(first, known.entered); ++known.first) set(lane, known.first, 0);
-    known.first = std::max(known.first, first);
-    known.entered = std::max(known.entered, first);
+    // Of a later step the first stack begins no earlier, so steps leave in order.
+    while (known.first < known.entered && !reader_.begins_in(lane, known.first, window)) set(lane, known.first++, 0);
+    known.first = std::max(known.first, window.first);
+    known.entered = std::max(known.entered, known.first);
     for (; known.entered + 1 < window.end; ++known.entered) {
       const Verdict verdict = reader_.judge(lane, known.entered, window);
       if (verdict == Verdict::kNotYet) break;

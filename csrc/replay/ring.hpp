@@ -74,7 +74,8 @@ class Ring {
   RingShape shape_;
 };
 
-// The only writer of a lane. For one thread at a time; who hands it on orders memory (a pool's mutex does).
+// The only writer of a lane. For one thread at a time; it may pass to another between two slots, never within one, and
+// who passes it on orders memory (a pool's mutex does).
 class LaneWriter {
  public:
   // Takes the lane over where its last writer left it, also in the middle of a slot. Throws LaneBusy.

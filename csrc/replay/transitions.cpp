@@ -59,6 +59,11 @@ Verdict TransitionReader::judge(std::uint64_t lane, std::uint64_t step, const Wi
   return follow(ring_.lane(lane), step, window, path);
 }
 
+bool TransitionReader::begins_in(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept {
+  const lane::SlotMeta meta = lane::load_meta(ring_.lane(lane).meta(step));
+  return meta.step == step && step >= window.first + reach(meta.age);
+}
+
 Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Window& window,
                                const TransitionOut& out) const noexcept {
   const LaneView<const std::uint64_t> view = ring_.lane(lane);

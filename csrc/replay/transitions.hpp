@@ -69,6 +69,9 @@ class TransitionReader {
   // The verdict without copying.
   Verdict judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;
 
+  // Whether the whole first stack of transition `step` lies in `window`.
+  bool begins_in(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;
+
   // The stack at `step`, for acting; false if it was overwritten meanwhile.
   bool take_stack(std::uint64_t lane, std::uint64_t step, std::uint8_t* out) const noexcept;
 

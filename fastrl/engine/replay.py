@@ -216,7 +216,7 @@ class Replay:
         }
 
     def _resolve_slots(self, capacity: Any) -> int:
-        least = self._spare_steps + self.stack + 1
+        least = self._least_slots()
         available = available_memory_bytes()
         # Bytes grow by the same amount with every slot; two sizes tell which.
         at_1000, at_2000 = (native.core.ring_bytes(self._shape(n)) for n in (1000, 2000))
@@ -244,7 +244,7 @@ class Replay:
         if slots < least:
             raise ValueError(
                 f"capacity: {capacity} is {slots} for each of {self.lanes} lanes; each needs at least {least} "
-                f"({self._spare_steps} and a stack of {self.stack} and a step), so give at least {least * self.lanes}"
+                f"({least - self.stack - 1}, a stack of {self.stack} and a step), so give at least {least * self.lanes}"
             )
         needed = native.core.ring_bytes(self._shape(slots))
         if needed > available:
@@ -253,6 +253,9 @@ class Replay:
                 f"available; at most {fitting * self.lanes:,} fit"
             )
         return slots
+
+    def _least_slots(self) -> int:
+        return max(self._spare_steps, int(native.core.guard_steps)) + self.stack + 1
 
     # ---- what it is
 
@@ -425,7 +428,7 @@ class Replay:
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
         self.seed, self.padding, self.alpha = handle.seed, handle.padding, handle.alpha
         self._spare_steps = LEAST_SPARE_STEPS
-        self._slots = whole_number("attach: slots", handle.slots, 1, 2**40)
+        self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
         ring = native.core.Ring.attach(
             handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots)
         )
@@ -442,7 +445,7 @@ class Replay:
             )
 
     def _checked_n_step(self, n_step: Any) -> int:
-        most = max(1, self._slots - self.stack - self._spare_steps)
+        most = self._slots - self._least_slots() + 1
         return whole_number("n_step", n_step, 1, most)
 
 

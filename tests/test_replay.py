@@ -1,0 +1,709 @@
+"""The replay against a slow and obvious oracle, its exactness, its faults, and its joint with the pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from replay_oracle import GUARD_STEPS, Expected, OracleLane
+
+import fastrl
+from fastrl.engine import native, replay
+
+GAMMA = 0.9
+
+
+def small_replay(**changes: Any) -> fastrl.Replay:
+    arguments: dict[str, Any] = {
+        "capacity": 48,
+        "lanes": 2,
+        "obs_shape": (3,),
+        "obs_dtype": "float32",
+        "stack": 4,
+        "_least_spare_steps": GUARD_STEPS,
+    }
+    return fastrl.Replay(**{**arguments, **changes})
+
+
+def observation(lane: int, step: int) -> np.ndarray:
+    return np.array([lane, step, 1000 * lane + step + 0.5], np.float32)
+
+
+def require_row(batch: fastrl.Batch, row: int, expected: Expected) -> None:
+    np.testing.assert_array_equal(batch.obs[row], expected.obs)
+    np.testing.assert_array_equal(batch.next_obs[row], expected.next_obs)
+    np.testing.assert_array_equal(batch.action[row], expected.action)
+    assert batch.reward[row] == np.float32(expected.reward)
+    assert batch.discount[row] == np.float32(expected.discount)
+
+
+class Written:
+    """A replay and its oracle, written alike."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.replay = small_replay(**changes)
+        self.slots = self.replay.capacity // self.replay.lanes
+        self.lanes = [OracleLane() for _ in range(self.replay.lanes)]
+        self.writers = [self.replay.writer(lane) for lane in range(self.replay.lanes)]
+
+    def start(self, lane: int) -> None:
+        obs = observation(lane, len(self.lanes[lane].slots))
+        self.writers[lane].start(obs)
+        self.lanes[lane].start(obs)
+
+    def append(self, lane: int, terminated: bool = False, truncated: bool = False) -> None:
+        step = len(self.lanes[lane].slots)
+        given = (step % 5, step / 7, observation(lane, step), terminated, truncated)
+        self.writers[lane].append(*given)
+        self.lanes[lane].append(*given)
+
+    def take_over(self, lane: int) -> None:
+        self.writers[lane].close()
+        self.lanes[lane].break_off()
+        self.writers[lane] = self.replay.writer(lane)
+
+    def play(self, lane: int, steps: int, seed: int = 0) -> None:
+        """Steps with random ends."""
+        rng = np.random.default_rng(seed)
+        for _ in range(steps):
+            if not self.lanes[lane].open:
+                self.start(lane)
+            else:
+                self.append(lane, bool(rng.random() < 0.1), bool(rng.random() < 0.1))
+
+    def eligible(self, n_step: int = 1, ends: list[int] | None = None) -> dict[tuple[int, int], Expected]:
+        found = {}
+        for number, lane in enumerate(self.lanes):
+            end = len(lane.slots) if ends is None else ends[number]
+            rows = lane.eligible(end, self.slots, self.replay.stack, n_step, GAMMA, self.replay.padding)
+            found.update({(number, step): expected for step, expected in rows.items()})
+        return found
+
+
+# ---- against the oracle
+
+
+class ReplayMachine(RuleBasedStateMachine):
+    """Anything that may be written, in any order, then everything that may be sampled."""
+
+    @initialize(
+        stack=st.integers(1, 4), padding=st.sampled_from(["zeros", "first_frame"]), alpha=st.sampled_from([None, 0.6])
+    )
+    def make(self, stack: int, padding: str, alpha: float | None) -> None:
+        self.written = Written(stack=stack, padding=padding, alpha=alpha)
+        self.n_step: int | None = None
+
+    @rule(lane=st.integers(0, 1))
+    def start(self, lane: int) -> None:
+        self.written.start(lane)
+
+    @rule(lane=st.integers(0, 1), steps=st.integers(1, 30), seed=st.integers(0, 99))
+    def play(self, lane: int, steps: int, seed: int) -> None:
+        self.written.play(lane, steps, seed)
+
+    @rule(lane=st.integers(0, 1))
+    def take_over(self, lane: int) -> None:
+        self.written.take_over(lane)
+
+    @precondition(lambda self: any(lane.open for lane in self.written.lanes))
+    @rule(end=st.sampled_from([(True, False), (False, True), (True, True)]))
+    def end_an_episode(self, end: tuple[bool, bool]) -> None:
+        lane = next(number for number, lane in enumerate(self.written.lanes) if lane.open)
+        self.written.append(lane, *end)
+
+    @rule(n_step=st.integers(1, 4))
+    def sample(self, n_step: int) -> None:
+        made = self.written.replay
+        if made.alpha is not None:  # priorities are of transitions of one length
+            n_step = self.n_step = self.n_step or n_step
+        expected = self.written.eligible(n_step)
+        if not expected:
+            with pytest.raises(fastrl.NothingToSample):
+                made.sample(1, n_step, GAMMA)
+            return
+        batch = made.sample(40, n_step, GAMMA)
+        for row, (lane, step) in enumerate(batch.index.tolist()):
+            require_row(batch, row, expected[lane, step])
+
+
+ReplayMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestReplayMachine = ReplayMachine.TestCase
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("padding", ["zeros", "first_frame"])
+def test_every_eligible_transition_is_drawn_and_no_other(n_step: int, padding: str) -> None:
+    written = Written(padding=padding)
+    written.play(0, 70, seed=1)
+    written.take_over(0)
+    written.play(0, 9, seed=2)
+    written.play(1, 11, seed=3)
+
+    expected = written.eligible(n_step)
+    seen = set()
+    for _ in range(40):
+        batch = written.replay.sample(64, n_step, GAMMA)
+        for row, (lane, step) in enumerate(batch.index.tolist()):
+            require_row(batch, row, expected[lane, step])
+            seen.add((lane, step))
+    assert seen == set(expected)
+
+
+def chi_square(counts: Counter[Any], probabilities: dict[Any, float], draws: int) -> float:
+    """How far counts are from what was expected, in standard deviations of the statistic."""
+    statistic = sum((counts[key] - draws * p) ** 2 / (draws * p) for key, p in probabilities.items())
+    freedom = len(probabilities) - 1
+    return (statistic - freedom) / np.sqrt(2 * freedom)
+
+
+def test_uniform_draws_are_uniform() -> None:
+    written = Written()
+    written.play(0, 60, seed=1)
+    written.play(1, 13, seed=2)
+    eligible = written.eligible()
+    draws = 0
+    counts: Counter[tuple[int, int]] = Counter()
+    for _ in range(200):
+        batch = written.replay.sample(1000, 1, GAMMA)
+        counts.update(map(tuple, batch.index.tolist()))
+        draws += 1000
+
+    assert set(counts) == set(eligible)
+    assert abs(chi_square(counts, dict.fromkeys(eligible, 1 / len(eligible)), draws)) < 5
+
+
+def test_draws_by_priority_have_exactly_their_probability() -> None:
+    written = Written(alpha=0.6)
+    written.play(0, 20, seed=1)
+    written.play(1, 15, seed=2)
+    made = written.replay
+    index = np.array(sorted(written.eligible()), np.int64)
+    made.sample(1, 1, GAMMA)  # from here on the replay follows
+    priorities = np.random.default_rng(0).exponential(size=len(index))
+    assert made.update_priorities(index, priorities) == len(index)
+
+    weights = np.round(priorities**0.6 * 2**20)
+    share = {tuple(key): w / weights.sum() for key, w in zip(index.tolist(), weights, strict=True)}
+    counts: Counter[tuple[int, int]] = Counter()
+    for _ in range(200):
+        batch = made.sample(1000, 1, GAMMA, beta=0.4)
+        keys = list(map(tuple, batch.index.tolist()))
+        counts.update(keys)
+        unscaled = np.array([(len(index) * share[key]) ** -0.4 for key in keys])
+        np.testing.assert_allclose(batch.weight, unscaled / unscaled.max(), rtol=1e-5)
+    assert abs(chi_square(counts, share, 200_000)) < 5
+
+
+def test_a_priority_of_a_transition_that_is_gone_is_dropped_and_counted() -> None:
+    written = Written(alpha=1.0)
+    written.play(0, 20, seed=1)
+    old = written.replay.sample(8, 1, GAMMA).index.copy()
+    written.play(0, 40, seed=2)  # comes round: other transitions lie in the same slots
+    written.replay.sample(1, 1, GAMMA)
+
+    assert written.replay.update_priorities(old, np.full(8, 100.0)) == 0
+    assert written.replay.stats()["stale_updates"] == 8
+    assert (written.replay.sample(64, 1, GAMMA).weight == 1).all()
+
+
+def test_a_new_transition_has_the_largest_priority_so_far() -> None:
+    written = Written(alpha=1.0)
+    written.start(0)
+    written.append(0)
+    written.replay.update_priorities(written.replay.sample(1, 1, GAMMA).index, [50.0])
+    written.append(0)
+
+    drawn = Counter(step for _, step in written.replay.sample(4000, 1, GAMMA).index.tolist())
+    assert 0.45 < drawn[1] / 4000 < 0.55
+
+
+def test_an_end_that_is_both_is_a_true_end() -> None:
+    written = Written(lanes=1, capacity=24)
+    written.start(0)
+    written.append(0, terminated=True, truncated=True)
+    assert written.replay.sample(1, 1, GAMMA).discount == [0.0]
+
+
+def test_the_last_observation_of_a_truncated_episode_is_its_own() -> None:
+    # Others store a frame once and lose it (SB3 #934, CleanRL #460).
+    written = Written(lanes=1, capacity=24)
+    written.start(0)
+    written.append(0)
+    written.append(0, truncated=True)
+    written.start(0)
+    written.append(0)
+
+    batch = written.replay.sample(64, 1, GAMMA)
+    rows = [row for row, (_, step) in enumerate(batch.index.tolist()) if step == 1]
+    assert rows
+    for row in rows:
+        assert batch.next_obs[row, -1, 1] == 2
+        assert batch.discount[row] == np.float32(GAMMA)
+    assert {step for _, step in batch.index.tolist()} == {0, 1, 3}  # not 2, which was the last
+
+
+def test_a_stack_does_not_reach_into_the_episode_before() -> None:
+    # Also where that one was truncated (Dopamine #213) or the lane changed hands.
+    written = Written(lanes=1, capacity=24)
+    written.start(0)
+    for _ in range(4):
+        written.append(0)
+    written.take_over(0)
+    written.start(0)
+    written.append(0)
+    batch = written.replay.sample(64, 1, GAMMA)
+    row = batch.index.tolist().index([0, 5])
+    assert batch.obs[row, :, 1].tolist() == [0, 0, 0, 5]
+    assert batch.obs[row, :3].sum() == 0
+
+
+# ---- what is drawn depends on the seed and the steps, and on nothing else
+
+
+def test_equal_seeds_draw_equally_and_others_do_not() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        written = Written(seed=seed)
+        written.play(0, 40)
+        drawn.append([written.replay.sample(32, 1, GAMMA).index.tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert drawn[0][0] != drawn[0][1]
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_up_to_a_boundary_what_is_written_later_does_not_matter(alpha: float | None) -> None:
+    drawn = []
+    for later in (0, GUARD_STEPS):
+        written = Written(alpha=alpha)
+        written.play(0, 40, seed=1)
+        written.play(1, 33, seed=2)
+        boundary = written.replay.boundary()
+        for _ in range(later):
+            written.play(0, 1, seed=4)
+        batch = written.replay.sample(32, 1, GAMMA, boundary=boundary)
+        drawn.append([array.tolist() for array in batch])
+        assert written.replay.stats()["race_rejects"] == 0
+    assert drawn[0] == drawn[1]
+
+
+def test_a_batch_is_the_callers_to_keep() -> None:
+    written = Written()
+    written.play(0, 30)
+    kept = written.replay.sample(16, 1, GAMMA)
+    before = [array.copy() for array in kept]
+    for _ in range(5):
+        written.replay.sample(16, 1, GAMMA)
+    written.play(0, 60)
+    for array, old in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+def test_a_batch_can_be_written_into_memory_of_the_caller() -> None:
+    written = Written()
+    written.play(0, 30)
+    buffer = written.replay.buffer(16, n_step=3)
+    batch = written.replay.sample(16, 3, GAMMA, out=buffer)
+    assert batch is buffer.batch
+    first = batch.index.copy()
+    written.replay.sample(16, 3, GAMMA, out=buffer)
+    assert not np.array_equal(first, batch.index)
+
+
+def test_both_stacks_of_one_step_share_their_memory() -> None:
+    written = Written()
+    written.play(0, 30)
+    batch = written.replay.sample(4, 1, GAMMA)
+    assert np.shares_memory(batch.obs, batch.next_obs)
+    assert batch.obs.base is batch.next_obs.base
+
+
+# ---- kinds of observations and actions
+
+
+def test_continuous_actions_and_vectors() -> None:
+    made = fastrl.Replay(200, 1, (17,), "float32", stack=1, action=spaces.Box(-1, 1, (6,)))
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(60, 17)).astype(np.float32)
+    actions = rng.normal(size=(60, 6)).astype(np.float32)
+    with made.writer(0) as writer:
+        writer.start(obs[0])
+        for i in range(1, 60):
+            writer.append(actions[i], i, obs[i], False, False)
+    batch = made.sample(100)
+    for row, (_, step) in enumerate(batch.index.tolist()):
+        np.testing.assert_array_equal(batch.obs[row, 0], obs[step])
+        np.testing.assert_array_equal(batch.next_obs[row, 0], obs[step + 1])
+        np.testing.assert_array_equal(batch.action[row], actions[step + 1])
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 15, 16, 17, 511, 512, 513, 7056])
+def test_observations_of_any_size_come_back_whole(size: int) -> None:
+    made = fastrl.Replay(80, 1, (size,), "uint8", stack=2, _least_spare_steps=GUARD_STEPS)
+    rng = np.random.default_rng(size)
+    obs = rng.integers(1, 256, (120, size), np.uint8)
+    with made.writer(0) as writer:
+        writer.start(obs[0])
+        for i in range(1, 120):
+            writer.append(i, 0.0, obs[i], False, False)
+    batch = made.sample(64)
+    for row, (_, step) in enumerate(batch.index.tolist()):
+        np.testing.assert_array_equal(batch.obs[row], obs[step - 1 : step + 1])
+        np.testing.assert_array_equal(batch.next_obs[row], obs[step : step + 2])
+        assert batch.action[row] == step + 1
+
+
+def test_a_transition_of_frames_takes_at_most_7200_bytes() -> None:
+    shape = {"lanes": 8, "slots": 125_000, "stack": 4, "obs_bytes": 84 * 84, "action_bytes": 8}
+    assert native.core.ring_bytes(shape) / 1_000_000 <= 7200
+
+
+# ---- joined to a pool
+
+
+@pytest.mark.parametrize("protocol", ["sb3", "gymnasium"])
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
+def test_a_pool_writes_what_it_shows(protocol: str, autoreset: str) -> None:
+    padding = "zeros" if protocol == "sb3" else "first_frame"
+    made = fastrl.Replay(4000, 4, padding=padding)
+    pool = fastrl.AtariPool("breakout", 4, protocol, sink=made.sink(), max_frames=600, autoreset=autoreset)
+    rng = np.random.default_rng(0)
+    acted: dict[tuple[int, int], np.ndarray] = {}  # the stack that each step's action was chosen on
+
+    def note(obs: np.ndarray) -> None:
+        assert np.array_equal(obs, made.stacks())
+        for lane, end in enumerate(made.boundary()):
+            acted[lane, end - 1] = obs[lane].copy()
+
+    obs, _ = pool.reset(seed=0)
+    note(obs)
+    ends = 0
+    for _ in range(400):
+        obs, _, terminated, truncated, info = pool.step(rng.integers(pool.num_actions, size=4))
+        for lane in np.flatnonzero(info.get("_final_obs", np.zeros(4, bool))):
+            acted[int(lane), made.boundary()[lane] - 2] = info["final_obs"][lane]
+        note(obs)
+        ends += int((terminated | truncated).sum())
+    assert ends >= 8
+
+    for _ in range(20):
+        batch = made.sample(64)
+        for row, (lane, step) in enumerate(batch.index.tolist()):
+            assert np.array_equal(batch.obs[row], acted[lane, step])
+            assert np.array_equal(batch.next_obs[row], acted[lane, step + 1])
+    pool.close()
+
+
+def test_a_frame_is_stored_once() -> None:
+    made = fastrl.Replay(2000, 2)
+    sink = made.sink()
+    pool = fastrl.AtariPool("pong", 2, sink=sink, stacks=False)
+    pool.reset(seed=0)
+    before = sink.bytes_stored()
+    for _ in range(50):
+        pool.step(np.zeros(2, np.int64))
+    assert sink.bytes_stored() - before == 50 * 2 * 84 * 84
+    pool.close()
+
+
+def test_a_pool_of_another_size_is_refused() -> None:
+    made = fastrl.Replay(2000, 2)
+    with pytest.raises(ValueError, match="sink: it is for 2 envs, the pool has 3"):
+        fastrl.AtariPool("pong", 3, sink=made.sink())
+
+
+def test_a_replay_of_other_observations_is_no_sink() -> None:
+    with pytest.raises(ValueError, match="a pool writes 84x84 bytes and discrete actions"):
+        small_replay().sink()
+
+
+# ---- other processes
+
+
+def attached_writer(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    made = fastrl.Replay.attach(handle)
+    try:
+        made.writer(0)
+    except fastrl.LaneBusy as busy:
+        said.send(str(busy))
+    with made.writer(1) as writer:
+        while (step := writer.next_step) < 30:
+            if step in (0, 21):
+                writer.start(observation(1, step))
+            else:
+                writer.append(step % 5, step / 7, observation(1, step), step == 20, False)
+    said.send("done")
+    said.recv()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_another_process_writes_a_lane(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    made = small_replay(capacity=200)
+    writer = made.writer(0)
+    here, there = context.Pipe()
+    process = context.Process(daemon=True, target=attached_writer, args=(made.handle(), there))
+    process.start()
+
+    assert "lane 0 has a writer" in here.recv()
+    assert here.recv() == "done"
+    batch = made.sample(64, 1, GAMMA)
+    for row, (lane, step) in enumerate(batch.index.tolist()):
+        assert lane == 1
+        np.testing.assert_array_equal(batch.obs[row, -1], observation(1, step))
+        np.testing.assert_array_equal(batch.next_obs[row, -1], observation(1, step + 1))
+    here.send("go")
+    process.join(10)
+    assert process.exitcode == 0
+    writer.close()
+
+
+def forked_use(made: fastrl.Replay, writer: fastrl.Writer, said: Connection) -> None:
+    problems = []
+    for call in (lambda: made.sample(1), lambda: made.writer(1), made.stats, made.handle):
+        try:
+            call()
+            problems.append("allowed")
+        except RuntimeError as error:
+            problems.append(str(error))
+    try:
+        writer.start(observation(0, 0))
+        problems.append("allowed")
+    except RuntimeError as error:
+        problems.append(str(error))
+    said.send(problems)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_what_was_forked_says_so() -> None:
+    made = small_replay()
+    writer = made.writer(0)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(daemon=True, target=forked_use, args=(made, writer, there))
+    process.start()
+    problems = here.recv()
+    process.join(10)
+
+    assert all("forked" in problem for problem in problems), problems
+    writer.start(observation(0, 0))  # the fork has not taken the lane away
+    with pytest.raises(fastrl.LaneBusy):
+        made.writer(0)
+
+
+def write_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    writer = fastrl.Replay.attach(handle).writer(0)
+    writer.start(observation(0, 0))
+    said.send(os.getpid())
+    while True:
+        step = writer.next_step
+        writer.append(step % 5, step / 7, observation(0, step), False, False)
+
+
+def test_a_killed_writer_loses_its_lane_and_harms_nobody() -> None:
+    made = small_replay(capacity=4000)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(daemon=True, target=write_for_ever, args=(made.handle(), there))
+    process.start()
+    here.recv()
+    with pytest.raises(fastrl.LaneBusy, match=rf"lane 0 has a writer \(process {process.pid}\)"):
+        made.writer(0)
+    while made.boundary()[0] < 500:
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(10)
+
+    writer = made.writer(0)
+    died_at = writer.next_step
+    writer.start(observation(0, died_at))
+    writer.append(1, 0.5, observation(0, died_at + 1), False, False)
+    seen = set()
+    for _ in range(10):  # of at most 2,000: missing one has a probability of e^-20
+        batch = made.sample(4000, 1, GAMMA)
+        for row, (_, step) in enumerate(batch.index.tolist()):
+            seen.add(step)
+            np.testing.assert_array_equal(batch.obs[row, -1], observation(0, step))
+            np.testing.assert_array_equal(batch.next_obs[row, -1], observation(0, step + 1))
+    assert died_at in seen
+    assert died_at - 1 not in seen  # its episode has no successor
+
+
+def test_a_handle_of_a_dead_or_foreign_replay_is_refused() -> None:
+    made = small_replay()
+    handle = pickle.loads(pickle.dumps(made.handle()))
+    assert fastrl.Replay.attach(handle).capacity == made.capacity
+    del made
+    with pytest.raises(ConnectionError, match=r"cannot be opened|no longer the replay"):
+        fastrl.Replay.attach(handle)
+    other = small_replay(obs_shape=(4,))
+    damaged = pickle.loads(pickle.dumps(other.handle()))
+    object.__setattr__(damaged, "obs_shape", (300,))
+    with pytest.raises(ConnectionError, match="the handle is damaged"):
+        fastrl.Replay.attach(damaged)
+    with pytest.raises(TypeError, match="attach: str is not what"):
+        fastrl.Replay.attach("replay")  # type: ignore[arg-type]
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"capacity": 10}, ValueError, "capacity: 10 is 5 for each of 2 lanes; each needs at least 13"),
+        ({"capacity": 0}, ValueError, r"capacity: 0 is outside \[1"),
+        ({"capacity": "all"}, ValueError, "capacity: 'all' is neither a number of transitions nor 'auto'"),
+        ({"capacity": 10**12}, MemoryError, r"capacity: 1,000,000,000,000 transitions need .* at most [0-9,]+ fit"),
+        ({"lanes": 0}, ValueError, "lanes: 0 is outside"),
+        ({"lanes": 1.5}, TypeError, "lanes: 1.5 is not a whole number"),
+        ({"obs_shape": (84, 0)}, ValueError, "obs_shape: 0 is outside"),
+        ({"obs_shape": ()}, ValueError, r"obs_shape: \(\) is empty"),
+        ({"obs_shape": 84}, TypeError, "obs_shape: 84 is not a tuple"),
+        ({"obs_dtype": "object"}, TypeError, "obs_dtype: object is not a type of numbers"),
+        ({"obs_dtype": "nonsense"}, TypeError, "obs_dtype: 'nonsense' is not a type of numbers"),
+        ({"stack": 0}, ValueError, "stack: 0 is outside"),
+        ({"action": 6}, TypeError, "action: 6 is not a Discrete, Box"),
+        ({"seed": -1}, ValueError, "seed: -1 is outside"),
+        ({"padding": "ones"}, ValueError, "padding: 'ones' is not one of 'zeros', 'first_frame'"),
+        ({"alpha": 2.0}, ValueError, r"alpha: 2.0 is outside \[0, 1\]"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        small_replay(**arguments)
+
+
+def test_the_automatic_capacity_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "available_memory_bytes", lambda: 4_100_000_000)
+    made = fastrl.Replay("auto", lanes=4)
+    assert 90_000_000 < made.region_bytes < 100_100_000
+    monkeypatch.setattr(replay, "available_memory_bytes", lambda: 3_000_000_000)
+    with pytest.raises(MemoryError, match=r"'auto' leaves 4 GB to the rest, but only 3\.0 GB are available"):
+        fastrl.Replay("auto", lanes=4)
+
+
+def test_the_largest_capacity_that_fits_is_named_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "available_memory_bytes", lambda: 50_000_000)
+    with pytest.raises(MemoryError, match=r"at most ([0-9,]+) fit") as refusal:
+        fastrl.Replay(1_000_000, lanes=4)
+    most = int(str(refusal.value).split("at most ")[1].split(" ")[0].replace(",", ""))
+    assert 6_900 < most < 7_010
+    assert fastrl.Replay(most - 4, lanes=4).region_bytes <= 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda r: r.sample(4), fastrl.NothingToSample, "the replay is empty; write transitions first"),
+        (lambda r: r.stacks(), fastrl.NothingToSample, "stacks: lane 0 has no observation yet"),
+        (lambda r: r.sample(0), ValueError, "batch: 0 is outside"),
+        (lambda r: r.sample(4, n_step=0), ValueError, "n_step: 0 is outside"),
+        (lambda r: r.sample(4, n_step=1000), ValueError, r"n_step: 1000 is outside \[1, 12\]"),
+        (lambda r: r.sample(4, gamma=1.5), ValueError, "gamma 1.5 is outside"),
+        (lambda r: r.sample(4, beta=-1), ValueError, "beta -1 is outside"),
+        (lambda r: r.sample(4, out=r.buffer(5)), ValueError, r"out must be what replay.buffer\(4, 1\) made"),
+        (lambda r: r.sample(4, boundary=[0]), ValueError, "the boundary is of 1 lanes, the replay has 2"),
+        (lambda r: r.sample(4, boundary=[0, 9]), ValueError, "lane 1 is step 9, but only 0 are published"),
+        (lambda r: r.writer(2), ValueError, r"writer: lane: 2 is outside \[0, 1\]"),
+        (lambda r: r.update_priorities(np.zeros((1, 2), np.int64), [1.0]), RuntimeError, "draws uniformly"),
+        (lambda r: r.stacks(np.zeros(3)), ValueError, "stacks: out must be a float32 array of shape"),
+    ],
+)
+def test_wrong_calls_are_refused(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(small_replay())
+
+
+def test_an_out_of_another_replay_is_refused() -> None:
+    written = Written()
+    written.play(0, 20)
+    foreign = small_replay(stack=2).buffer(4)
+    with pytest.raises(ValueError, match="the buffer is for another replay"):
+        written.replay.sample(4, out=foreign)
+
+
+@pytest.mark.parametrize(
+    ("index", "priority", "error", "message"),
+    [
+        ([[0, 1]], [np.nan], ValueError, "priority nan is not a finite number"),
+        ([[0, 1]], [-1.0], ValueError, "priority -1.0* is not a finite number from 0 on"),
+        ([[5, 1]], [1.0], IndexError, r"\(lane 5, step 1\) is not an index that was sampled"),
+        ([[0, -1]], [1.0], IndexError, "step -1"),
+        ([[0, 1]], [1.0, 2.0], ValueError, r"1 transitions, but priorities of shape \(2,\)"),
+        ([0, 1], [1.0], ValueError, r"must be a batch's \(batch, 2\) int64 array"),
+    ],
+)
+def test_wrong_priorities_are_refused(index: Any, priority: Any, error: type[Exception], message: str) -> None:
+    written = Written(alpha=0.5)
+    written.play(0, 20)
+    written.replay.sample(1)
+    with pytest.raises(error, match=message):
+        written.replay.update_priorities(np.array(index, np.int64), priority)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: w.append(0, 0.0, observation(0, 1), False, False), RuntimeError, "no episode is open in lane 0"),
+        (lambda w: w.start(np.zeros(4, np.float32)), ValueError, r"obs is float32 of shape \(4,\), expected .*\(3,\)"),
+        (lambda w: w.start(np.zeros(3, complex)), TypeError, "obs is complex128"),
+        (
+            lambda w: (w.start(observation(0, 0)), w.append(0.5, 0.0, observation(0, 1), False, False)),
+            TypeError,
+            "action",
+        ),
+        (
+            lambda w: (w.start(observation(0, 0)), w.append(0, float("nan"), observation(0, 1), False, False)),
+            ValueError,
+            "reward nan",
+        ),
+        (lambda w: (w.close(), w.start(observation(0, 0))), RuntimeError, "start: the writer is closed"),
+    ],
+)
+def test_wrong_steps_are_refused_before_anything_is_written(call: Any, error: type[Exception], message: str) -> None:
+    made = small_replay()
+    writer = made.writer(0)
+    with pytest.raises(error, match=message):
+        call(writer)
+    assert made.boundary()[0] <= 1
+
+
+def test_numbers_and_lists_are_taken_where_nothing_is_lost() -> None:
+    made = small_replay()
+    with made.writer(0) as writer:
+        writer.start([1.0, 2.0, 3.0])
+        writer.append(np.int32(3), 1, np.array([4.0, 5.0, 6.0]), False, np.bool_(True))
+    batch = made.sample(1)
+    assert batch.next_obs[0, -1].tolist() == [4, 5, 6]
+    assert batch.action.tolist() == [3]
+
+
+def test_no_memory_is_left_behind() -> None:
+    def shared_kb() -> int:
+        with open("/proc/meminfo") as file:
+            return int(next(line for line in file if line.startswith("Shmem:")).split()[1])
+
+    names = set(os.listdir("/dev/shm"))
+    before = shared_kb()
+    for _ in range(20):
+        made = fastrl.Replay(2000, 2)
+        made.writer(0).close()
+        del made
+    assert set(os.listdir("/dev/shm")) == names
+    assert shared_kb() - before < 15_000  # one replay is 14.3 MB
