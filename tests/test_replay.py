@@ -536,10 +536,11 @@ def test_a_killed_writer_loses_its_lane_and_harms_nobody() -> None:
     seen = set()
     for _ in range(10):  # of at most 2,000: missing one has a probability of e^-20
         batch = made.sample(4000, 1, GAMMA)
-        for row, (_, step) in enumerate(batch.index.tolist()):
-            seen.add(step)
-            np.testing.assert_array_equal(batch.obs[row, -1], observation(0, step))
-            np.testing.assert_array_equal(batch.next_obs[row, -1], observation(0, step + 1))
+        steps = batch.index[:, 1]
+        seen.update(steps.tolist())
+        for shown, expected in ((batch.obs, steps), (batch.next_obs, steps + 1)):
+            assert np.array_equal(shown[:, -1, 1], expected)
+            assert np.array_equal(shown[:, -1, 2], expected + 0.5)
     assert died_at in seen
     assert died_at - 1 not in seen  # its episode has no successor
 

@@ -165,6 +165,9 @@ inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes
 #if FASTRL_VECTOR_COPY
   done = bytes / 16 * 16;
   copy_vectors(to, source, done);
+#elif defined(FASTRL_PLAIN_COPY)
+  std::memcpy(to, source, bytes);
+  done = bytes;
 #endif
   for (; done < bytes; done += kWord) {
     std::uint64_t word = 0;
@@ -179,6 +182,9 @@ inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes)
 #if FASTRL_VECTOR_COPY
   done = bytes / 16 * 16;
   copy_vectors(target, from, done);
+#elif defined(FASTRL_PLAIN_COPY)
+  std::memcpy(target, from, bytes);
+  done = bytes;
 #endif
   for (; done < bytes; done += kWord) {
     const std::uint64_t word = load_word(from[done / kWord]);
