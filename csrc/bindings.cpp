@@ -777,6 +777,8 @@ std::vector<std::uint64_t> checked_ends(const Sampler& sampler, const std::optio
   return *ends;
 }
 
+constexpr int kOvertakenTries = 100;
+
 void register_replay(py::module_& m) {
   py::register_exception<LaneBusy>(m, "LaneBusy", PyExc_RuntimeError);
   py::register_exception<NothingToSample>(m, "NothingToSample", PyExc_RuntimeError);
@@ -881,9 +883,16 @@ void register_replay(py::module_& m) {
             const TransitionRules rules = transition_rules(n_step, gamma, padding);
             const BatchOut out =
                 arrays.out(self.ring().shape(), TransitionReader(self.ring(), rules).observations_per_row());
-            const std::vector<std::uint64_t> until = checked_ends(self, ends);
+            std::vector<std::uint64_t> until = checked_ends(self, ends);
             const py::gil_scoped_release released;
-            self.sample(rules, until, beta, out);
+            for (int tries = 1;; ++tries) {
+              try {
+                return self.sample(rules, until, beta, out);
+              } catch (const Overtaken&) {
+                if (ends || tries == kOvertakenTries) throw;
+                until = self.ends();  // what was lost was the moment, not the batch
+              }
+            }
           },
           "arrays"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
       .def(

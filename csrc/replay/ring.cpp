@@ -81,6 +81,17 @@ LaneView<const std::uint64_t> Ring::lane(std::uint64_t lane) const noexcept {
   return view_of<const std::uint64_t>(shape_, region_->data() + shape_.lane_offset(lane));
 }
 
+bool Ring::copy_slots(std::uint64_t lane, std::uint64_t first, std::uint64_t end, std::uint64_t* out) const noexcept {
+  const LaneView<const std::uint64_t> view = this->lane(lane);
+  if (end > lane::published(*view.cursor)) return false;
+  for (std::uint64_t step = first; step < end; ++step) {
+    lane::load_payload(out, view.meta(step), view.meta_words * lane::kWord);
+    lane::load_payload(out + view.meta_words, view.payload(step), view.payload_words * lane::kWord);
+    out += slot_words();
+  }
+  return first == end || lane::still_whole(*view.cursor, first, end - 1, shape_.slots);
+}
+
 bool Ring::has_writer(std::uint64_t lane) const { return RegionLock::is_taken(*region_, lane, 1); }
 
 namespace {
@@ -97,26 +108,46 @@ RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
 
 }  // namespace
 
-LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane)
+LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane, bool continue_episode)
     : ring_(ring),
       lock_(lock_lane(*ring, lane)),
       mapping_(ring->region().map_writable(ring->shape().lane_offset(lane), ring->shape().lane_bytes())),
       view_(view_of<std::uint64_t>(ring->shape(), mapping_.data())) {
   next_ = lane::published(*view_.cursor);
   lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
-  // The one before us may have died in an episode: what we write is another one.
-  if (next_ > 0) episode_ = lane::load_meta(view_.meta(next_ - 1)).episode + 1;
-  if constexpr (lane::kMutant == lane::kTakeoverContinuesEpisode) {
-    if (next_ > 0) {
-      const lane::SlotMeta newest = lane::load_meta(view_.meta(next_ - 1));
-      episode_ = newest.episode;
-      age_ = static_cast<std::uint16_t>(newest.age + 1);
-      open_ = !newest.last();
-    }
+  if (next_ > 0) {
+    adopt(lane::load_meta(view_.meta(next_ - 1)), continue_episode || lane::kMutant == lane::kTakeoverContinuesEpisode);
   }
   if constexpr (lane::kMutant == lane::kTakeoverSkipsTornSlot) {
     if (lane::load_word(view_.cursor->reserve) > next_) lane::publish(*view_.cursor, next_++);
   }
+}
+
+// The episode that is there may have been broken off with its writer. It is continued only by who knows that it was
+// not.
+void LaneWriter::adopt(const lane::SlotMeta& newest, bool continue_episode) noexcept {
+  open_ = continue_episode && !newest.last();
+  episode_ = newest.episode + (open_ ? 0 : 1);
+  age_ = open_ ? newest.age : std::uint16_t{0};
+}
+
+bool LaneWriter::restore(std::uint64_t first, std::uint64_t count, const std::uint64_t* slots) noexcept {
+  if (next_ == 0) {  // the steps before them are not there, and never asked for
+    next_ = first;
+    lane::store_word(view_.cursor->reserve, first);
+    lane::publish(*view_.cursor, first - 1);
+  }
+  lane::SlotMeta newest{};
+  for (std::uint64_t i = 0; i < count; ++i, ++next_, slots += ring_->slot_words()) {
+    newest = lane::load_meta(slots);
+    if (newest.step != next_ || next_ != first + i) return false;
+    lane::announce(*view_.cursor, next_);
+    lane::store_payload(view_.meta(next_), slots, view_.meta_words * lane::kWord);
+    lane::store_payload(view_.payload(next_), slots + view_.meta_words, view_.payload_words * lane::kWord);
+    lane::publish(*view_.cursor, next_);
+  }
+  if (count > 0) adopt(newest, true);
+  return true;
 }
 
 void LaneWriter::put(const void* obs) noexcept {

@@ -67,6 +67,10 @@ class Ring {
   std::uint64_t published(std::uint64_t lane) const noexcept { return lane::published(*this->lane(lane).cursor); }
   bool has_writer(std::uint64_t lane) const;
 
+  // Steps first .. end - 1 as they lie there, meta and payload of each, into `out`; false if they are not all there.
+  std::uint64_t slot_words() const noexcept { return shape_.meta_words() + shape_.payload_words(); }
+  bool copy_slots(std::uint64_t lane, std::uint64_t first, std::uint64_t end, std::uint64_t* out) const noexcept;
+
  private:
   Ring(std::shared_ptr<SharedRegion> region, const RingShape& shape);
 
@@ -79,7 +83,12 @@ class Ring {
 class LaneWriter {
  public:
   // Takes the lane over where its last writer left it, also in the middle of a slot. Throws LaneBusy.
-  LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane);
+  // `continue_episode`: the writer goes on with the episode that is there, whose env it has restored; else what it
+  // writes is another one.
+  LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t lane, bool continue_episode = false);
+
+  // Slots that copy_slots gave, into a lane where nothing was written yet. False if they are not what it gives.
+  bool restore(std::uint64_t first, std::uint64_t count, const std::uint64_t* slots) noexcept;
 
   // begin, put and commit make one slot. Throw nothing: who calls has looked at `episode_is_open`.
   void begin() noexcept { lane::announce(*view_.cursor, next_); }
@@ -92,6 +101,8 @@ class LaneWriter {
   bool usable_here() const noexcept { return lock_.held_here(); }
 
  private:
+  void adopt(const lane::SlotMeta& newest, bool continue_episode) noexcept;
+
   std::shared_ptr<const Ring> ring_;
   RegionLock lock_;
   Mapping mapping_;

@@ -12,6 +12,12 @@ constexpr int kLookAfter = 1000;  // draws without a transition, until it is loo
 
 [[noreturn]] void nothing(const std::string& why) { throw NothingToSample("sample: " + why); }
 
+[[noreturn]] void overtaken() {
+  throw Overtaken(
+      "sample: the writers came round all lanes while a batch was drawn; the capacity is too small for how "
+      "long this thread was held up");
+}
+
 }  // namespace
 
 Sampler::Sampler(std::shared_ptr<const Ring> ring, std::uint64_t seed, std::optional<PriorityOptions> priorities)
@@ -66,14 +72,25 @@ void Sampler::sample_uniform(const TransitionReader& reader, const std::vector<s
       }
       if (verdict == Verdict::kOverwritten) ++race_rejects_;
       if (tries % kLookAfter != 0) continue;
-      bool any = false;
-      for (std::uint64_t l = 0; l < ends.size() && !any; ++l) {
-        const Window w = window_until(ends[l], slots);
-        for (std::uint64_t s = w.first; s < w.end && !any; ++s) any = reader.judge(l, s, w) == Verdict::kTaken;
-      }
-      if (!any) nothing("none of the " + std::to_string(all) + " observations begins a whole transition yet");
+      require_any(reader, ends, all);
     }
   }
+}
+
+// Throws if there is nothing to draw, and says which of the two reasons it has.
+void Sampler::require_any(const TransitionReader& reader, const std::vector<std::uint64_t>& ends,
+                          std::uint64_t all) const {
+  bool overwritten = false;
+  for (std::uint64_t lane = 0; lane < ends.size(); ++lane) {
+    const Window window = window_until(ends[lane], ring_->shape().slots);
+    for (std::uint64_t step = window.first; step < window.end; ++step) {
+      const Verdict verdict = reader.judge(lane, step, window);
+      if (verdict == Verdict::kTaken) return;
+      overwritten = overwritten || verdict == Verdict::kOverwritten;
+    }
+  }
+  if (overwritten) overtaken();
+  nothing("none of the " + std::to_string(all) + " observations begins a whole transition yet");
 }
 
 Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends) {
@@ -101,11 +118,12 @@ void Sampler::sample_by_priority(const TransitionReader& reader, Priorities& pri
   std::vector<double> weights(out.count);
   for (std::uint64_t at = 0; at < out.count; ++at) {
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
-    while (true) {
+    for (int lost = 0;;) {
       const Drawn drawn = priorities.find(random.below(priorities.total()));
       const Window window = window_until(ends[drawn.lane], slots);
       if (reader.take(drawn.lane, drawn.step, window, row(reader, out, at)) != Verdict::kTaken) {
         ++race_rejects_;
+        if (++lost == kLookAfter) overtaken();  // the weights do not change meanwhile: it may be that all are lost
         continue;
       }
       out.indices[2 * at] = static_cast<std::int64_t>(drawn.lane);

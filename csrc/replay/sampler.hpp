@@ -22,6 +22,11 @@ struct NothingToSample : std::logic_error {
   using std::logic_error::logic_error;
 };
 
+// The writers came round the whole window while a batch was drawn from it: draw again from where they are now.
+struct Overtaken : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // Where a batch goes: arrays of `count` rows.
 struct BatchOut {
   std::uint64_t count;
@@ -44,7 +49,8 @@ class Sampler {
   // The published ends of all lanes, now.
   std::vector<std::uint64_t> ends() const;
 
-  // The next batch, out of windows that end at `ends`. Throws NothingToSample. beta is the exponent of the weights.
+  // The next batch, out of windows that end at `ends`. Throws NothingToSample and Overtaken. beta is the exponent of
+  // the weights.
   void sample(const TransitionRules& rules, const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out);
 
   // How many of these were still known, and changed.
@@ -64,6 +70,7 @@ class Sampler {
   void sample_uniform(const TransitionReader& reader, const std::vector<std::uint64_t>& ends, const BatchOut& out);
   void sample_by_priority(const TransitionReader& reader, Priorities& priorities,
                           const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out);
+  void require_any(const TransitionReader& reader, const std::vector<std::uint64_t>& ends, std::uint64_t all) const;
   TransitionOut row(const TransitionReader& reader, const BatchOut& out, std::uint64_t at) const noexcept;
 
   std::shared_ptr<const Ring> ring_;

@@ -49,9 +49,10 @@ struct TransitionOut {
 
 enum class Verdict {
   kTaken,
-  kIneligible,  // and will never be
-  kNotYet,      // steps that it needs are not in the window
-  kOverwritten,
+  kIneligible,   // and will never be
+  kNotYet,       // steps that it needs are not in the window
+  kOverwritten,  // by a later step, before or while it was read. Of one that is, the others may be said too; never
+                 // kTaken
 };
 
 class TransitionReader {
