@@ -631,10 +631,11 @@ std::string shape_text(const py::array& array) {
 // A lane as Python writes it: looks at what it is given before anything is announced.
 class BoundWriter {
  public:
-  BoundWriter(const std::shared_ptr<Ring>& ring, std::uint64_t lane, py::array obs_like, py::array action_like)
+  BoundWriter(const std::shared_ptr<Ring>& ring, std::uint64_t lane, py::array obs_like, py::array action_like,
+              bool continue_episode)
       : lane_(lane), obs_like_(std::move(obs_like)), action_like_(std::move(action_like)) {
     require_lane(*ring, lane, "writer");
-    writer_ = std::make_unique<LaneWriter>(ring, lane);
+    writer_ = std::make_unique<LaneWriter>(ring, lane, continue_episode);
   }
 
   void start(const py::object& obs) {
@@ -816,6 +817,44 @@ void register_replay(py::module_& m) {
             return self.has_writer(lane);
           },
           "lane"_a)
+      .def_property_readonly("slot_words", &Ring::slot_words)
+      .def(
+          "copy_slots",
+          [](const Ring& self, std::uint64_t lane, std::uint64_t first, std::uint64_t end) {
+            require_lane(self, lane, "copy_slots");
+            py::array_t<std::uint64_t> slots(
+                {static_cast<py::ssize_t>(end - first), static_cast<py::ssize_t>(self.slot_words())});
+            std::uint64_t* const out = slots.mutable_data();
+            bool whole = false;
+            {
+              const py::gil_scoped_release released;
+              whole = self.copy_slots(lane, first, end, out);
+            }
+            if (!whole) {
+              throw Overtaken("save: steps " + std::to_string(first) + " to " + std::to_string(end) + " of lane " +
+                              std::to_string(lane) + " were overwritten while they were saved; hold the writers");
+            }
+            return slots;
+          },
+          "lane"_a, "first"_a, "end"_a)
+      .def_static(
+          "restore",
+          [](const std::shared_ptr<Ring>& ring, std::uint64_t lane, std::uint64_t first,
+             const std::vector<py::array_t<std::uint64_t, py::array::c_style>>& parts) {
+            require_lane(*ring, lane, "restore");
+            LaneWriter writer(ring, lane);
+            std::uint64_t step = first;
+            for (const auto& part : parts) {
+              const auto count = static_cast<std::uint64_t>(part.shape(0));
+              if (part.ndim() != 2 || static_cast<std::uint64_t>(part.shape(1)) != ring->slot_words() ||
+                  !writer.restore(step, count, part.data())) {
+                return false;
+              }
+              step += count;
+            }
+            return true;
+          },
+          "ring"_a, "lane"_a, "first"_a, "parts"_a)
       .def(
           "stacks",
           [](const Ring& self, py::array out, int padding) {
@@ -838,8 +877,8 @@ void register_replay(py::module_& m) {
           "out"_a, "padding"_a);
 
   py::class_<BoundWriter>(m, "LaneWriter")
-      .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array>(), "ring"_a, "lane"_a,
-           "obs_like"_a, "action_like"_a)
+      .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array, bool>(), "ring"_a, "lane"_a,
+           "obs_like"_a, "action_like"_a, "continue_episode"_a)
       .def("start", &BoundWriter::start, "obs"_a)
       .def("append", &BoundWriter::append, "action"_a, "reward"_a, "next_obs"_a, "terminated"_a, "truncated"_a)
       .def("close", &BoundWriter::close)
@@ -849,15 +888,15 @@ void register_replay(py::module_& m) {
       .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
 
   py::class_<RingSink, FrameSink, std::shared_ptr<RingSink>>(m, "RingSink")
-      .def(py::init([](const std::shared_ptr<Ring>& ring) {
+      .def(py::init([](const std::shared_ptr<Ring>& ring, bool continue_episodes) {
              if (ring->shape().obs_bytes != kObsBytes || ring->shape().action_bytes != sizeof(std::int64_t)) {
                throw std::invalid_argument("sink: a pool writes 84x84 bytes and discrete actions, the replay is for " +
                                            std::to_string(ring->shape().obs_bytes) + " and " +
                                            std::to_string(ring->shape().action_bytes) + " bytes");
              }
-             return std::make_shared<RingSink>(ring);
+             return std::make_shared<RingSink>(ring, continue_episodes);
            }),
-           "ring"_a)
+           "ring"_a, "continue_episodes"_a)
       .def("bytes_stored", [](const RingSink& self) {
         std::uint64_t sum = 0;
         for (int env = 0; env < self.num_envs(); ++env) sum += self.writer(env).bytes_stored();
@@ -915,6 +954,25 @@ void register_replay(py::module_& m) {
           },
           "indices"_a, "priorities"_a)
       .def_property("batches", &Sampler::batches, &Sampler::set_batches)
+      .def("state",
+           [](Sampler& self) -> py::object {
+             Priorities* const priorities = self.priorities();
+             if (priorities == nullptr) return py::none();
+             const Priorities::State state = priorities->state();
+             return py::make_tuple(
+                 self.rules().n_step, state.largest, state.first, state.entered, state.ends,
+                 py::array_t<std::uint64_t>(static_cast<py::ssize_t>(state.weights.size()), state.weights.data()));
+           })
+      .def(
+          "restore",
+          [](Sampler& self, std::uint64_t n_step, double gamma, int padding, std::uint64_t largest,
+             const std::vector<std::uint64_t>& first, const std::vector<std::uint64_t>& entered,
+             const std::vector<std::uint64_t>& ends, const py::array_t<std::uint64_t, py::array::c_style>& weights) {
+            const std::size_t size = static_cast<std::size_t>(weights.size());
+            self.restore(transition_rules(n_step, gamma, padding),
+                         {largest, first, entered, ends, {weights.data(), weights.data() + size}});
+          },
+          "n_step"_a, "gamma"_a, "padding"_a, "largest"_a, "first"_a, "entered"_a, "ends"_a, "weights"_a)
       .def_property_readonly("race_rejects", &Sampler::race_rejects)
       .def_property_readonly("stale_updates", &Sampler::stale_updates);
 }

@@ -14,10 +14,12 @@ from fastrl.engine.native import __version__, build_info
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
 from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
+from fastrl.engine.replay_store import DamagedReplay
 
 __all__ = [
     "AtariPool",
     "Batch",
+    "DamagedReplay",
     "LaneBusy",
     "NothingToSample",
     "Protocol",

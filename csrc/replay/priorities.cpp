@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 namespace fastrl {
 
@@ -56,15 +57,39 @@ bool Priorities::update(const Drawn& drawn, double priority) noexcept {
   return true;
 }
 
-std::vector<std::uint64_t> Priorities::weights(std::uint64_t lane, std::uint64_t first, std::uint64_t end) const {
-  std::vector<std::uint64_t> found;
-  for (std::uint64_t step = first; step < end; ++step) found.push_back(tree_.weight(leaf({lane, step})));
-  return found;
+Priorities::State Priorities::state() const {
+  State state{largest_, {}, {}, {}, {}};
+  for (std::uint64_t lane = 0; lane < lanes_.size(); ++lane) {
+    const Lane& known = lanes_[lane];
+    state.first.push_back(known.first);
+    state.entered.push_back(known.entered);
+    state.ends.push_back(known.end);
+    for (std::uint64_t step = known.first; step < known.entered; ++step) {
+      state.weights.push_back(tree_.weight(leaf({lane, step})));
+    }
+  }
+  return state;
 }
 
-void Priorities::restore(std::uint64_t lane, std::uint64_t first, const std::vector<std::uint64_t>& weights) {
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (tree_.weight(leaf({lane, first + i})) > 0) set(lane, first + i, weights[i]);
+void Priorities::restore(const State& state) {
+  const std::size_t lanes = lanes_.size();
+  bool fits = state.first.size() == lanes && state.entered.size() == lanes && state.ends.size() == lanes;
+  std::uint64_t steps = 0;
+  for (std::size_t lane = 0; fits && lane < lanes; ++lane) {
+    fits = state.first[lane] <= state.entered[lane] && state.entered[lane] <= state.ends[lane] &&
+           state.entered[lane] - state.first[lane] <= shape_.slots;
+    steps += state.entered[lane] - state.first[lane];
+  }
+  if (!fits || steps != state.weights.size()) {
+    throw std::invalid_argument("load: the saved priorities are not of a replay of this shape");
+  }
+  largest_ = state.largest;
+  auto weight = state.weights.begin();
+  for (std::uint64_t lane = 0; lane < lanes; ++lane) {
+    lanes_[lane] = {state.first[lane], state.entered[lane], state.ends[lane]};
+    for (std::uint64_t step = state.first[lane]; step < state.entered[lane]; ++step) {
+      set(lane, step, std::min(*weight++, kMostWeight));
+    }
   }
 }
 

@@ -36,11 +36,14 @@ class Priorities {
   // False, and nothing changes, if the transition is no longer, or never was, one that can be drawn.
   bool update(const Drawn& drawn, double priority) noexcept;
 
-  // For checkpoints: every weight, and the largest so far.
-  std::vector<std::uint64_t> weights(std::uint64_t lane, std::uint64_t first, std::uint64_t end) const;
-  void restore(std::uint64_t lane, std::uint64_t first, const std::vector<std::uint64_t>& weights);
-  std::uint64_t largest() const noexcept { return largest_; }
-  void set_largest(std::uint64_t weight) noexcept { largest_ = weight; }
+  // Everything that decides what is drawn next, for checkpoints.
+  struct State {
+    std::uint64_t largest;
+    std::vector<std::uint64_t> first, entered, ends;  // of each lane
+    std::vector<std::uint64_t> weights;               // of steps first .. entered - 1 of each lane in turn
+  };
+  State state() const;
+  void restore(const State& state);  // throws std::invalid_argument on one of another ring
 
  private:
   struct Lane {

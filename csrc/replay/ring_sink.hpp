@@ -12,9 +12,10 @@ namespace fastrl {
 
 class RingSink final : public FrameSink {
  public:
-  explicit RingSink(const std::shared_ptr<const Ring>& ring) {
+  // `continue_episodes`: of envs that were restored with the ring.
+  explicit RingSink(const std::shared_ptr<const Ring>& ring, bool continue_episodes = false) {
     for (std::uint64_t lane = 0; lane < ring->shape().lanes; ++lane) {
-      writers_.push_back(std::make_unique<LaneWriter>(ring, lane));
+      writers_.push_back(std::make_unique<LaneWriter>(ring, lane, continue_episodes));
     }
   }
 

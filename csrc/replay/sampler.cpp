@@ -108,6 +108,13 @@ Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std:
   return *priorities_;
 }
 
+void Sampler::restore(const TransitionRules& rules, const Priorities::State& state) {
+  if (!options_) throw std::logic_error("load: priorities were saved, but this replay was made without them");
+  priorities_.emplace(*ring_, rules, options_->alpha);
+  rules_ = rules;
+  priorities_->restore(state);
+}
+
 void Sampler::sample_by_priority(const TransitionReader& reader, Priorities& priorities,
                                  const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out) {
   if (priorities.count() == 0) nothing("no whole transition has been written yet");

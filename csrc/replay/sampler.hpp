@@ -65,6 +65,8 @@ class Sampler {
   // None before the first batch was drawn. `rules` as in that batch.
   Priorities* priorities() noexcept { return priorities_ ? &*priorities_ : nullptr; }
   Priorities& follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends);
+  const TransitionRules& rules() const noexcept { return rules_; }  // that the priorities are made for
+  void restore(const TransitionRules& rules, const Priorities::State& state);
 
  private:
   void sample_uniform(const TransitionReader& reader, const std::vector<std::uint64_t>& ends, const BatchOut& out);

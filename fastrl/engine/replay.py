@@ -6,11 +6,14 @@ one-step samples are two views of the same five frames.
 
 from __future__ import annotations
 
+import base64
 import logging
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +23,7 @@ from gymnasium import spaces
 from fastrl.engine import native
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.protocol import DEFAULT_STACK
+from fastrl.engine.replay_store import DamagedReplay, SlotStore, manifests, read_manifest
 from fastrl.engine.rules import whole_number
 
 LaneBusy = native.core.LaneBusy
@@ -110,10 +114,10 @@ class ReplayHandle:
 class Writer:
     """The only writer of one lane, see :meth:`Replay.writer`. A context manager; for one thread at a time."""
 
-    def __init__(self, replay: Replay, lane: int) -> None:
+    def __init__(self, replay: Replay, lane: int, continue_episode: bool) -> None:
         obs_like = np.empty(replay.obs_shape, replay.obs_dtype)
         action_like = np.empty(replay.action_shape, replay.action_dtype)
-        self._native = native.core.LaneWriter(replay._ring, lane, obs_like, action_like)
+        self._native = native.core.LaneWriter(replay._ring, lane, obs_like, action_like, continue_episode)
         self.lane = lane
 
     def start(self, obs: Any) -> None:
@@ -292,19 +296,24 @@ class Replay:
 
     # ---- writing
 
-    def writer(self, lane: int) -> Writer:
+    def writer(self, lane: int, continue_episode: bool = False) -> Writer:
         """The only writer of ``lane``.
+
+        Args:
+            lane: which.
+            continue_episode: go on with the episode that the lane was in, because its env was restored too. Else that
+                one is left without an end, and the writer begins with ``start``.
 
         Raises:
             LaneBusy: the lane has one, in this process or another.
         """
         self._require_here("writer")
-        return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1))
+        return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1), bool(continue_episode))
 
-    def sink(self) -> Any:
+    def sink(self, continue_episodes: bool = False) -> Any:
         """What an ``AtariPool(sink=...)`` writes into: env i becomes lane i. Holds all lanes as long as it lives."""
         self._require_here("sink")
-        return native.core.RingSink(self._ring)
+        return native.core.RingSink(self._ring, bool(continue_episodes))
 
     # ---- reading
 
@@ -386,6 +395,95 @@ class Replay:
                 f"update_priorities: {len(indices)} transitions, but priorities of shape {priorities.shape}"
             )
         return int(self._sampler.update(np.ascontiguousarray(indices), np.ascontiguousarray(priorities)))
+
+    # ---- on disk
+
+    def save(self, directory: str | os.PathLike[str], keep: int = 2) -> Path:
+        """Write what is new since the last save into ``directory``, and a manifest that names all of it.
+
+        Writers are to rest meanwhile. Whatever happens, earlier saves stay whole.
+
+        Args:
+            directory: of this replay alone; made if it is not there.
+            keep: how many saves can be loaded; what only older ones need is deleted.
+
+        Returns:
+            The manifest, for :meth:`load`.
+        """
+        self._require_here("save")
+        whole_number("save: keep", keep, 1)
+        priorities = self._sampler.state()
+        described = None
+        if priorities is not None:
+            n_step, largest, first, entered, ends, weights = priorities
+            described = {
+                "n_step": n_step,
+                "largest": largest,
+                "first": first,
+                "entered": entered,
+                "ends": ends,
+                "weights": base64.b64encode(zlib.compress(weights.tobytes(), 1)).decode(),
+            }
+        state = {
+            "obs_shape": self.obs_shape,
+            "obs_dtype": self.obs_dtype.str,
+            "action_shape": self.action_shape,
+            "action_dtype": self.action_dtype.str,
+            "padding": self.padding,
+            "alpha": self.alpha,
+            "seed": self.seed,
+            "batches": self._sampler.batches,
+            "priorities": described,
+        }
+        kept_steps = self._slots - int(native.core.guard_steps)
+        return self._store(Path(directory)).save(self._ring, self.boundary(), kept_steps, state, keep)
+
+    def load(self, saved: str | os.PathLike[str]) -> None:
+        """Take what :meth:`save` wrote into this replay, which must be new and made with the same arguments.
+
+        What is drawn afterwards is what would have been drawn after the save.
+
+        Args:
+            saved: a manifest, or a directory: then its newest save.
+
+        Raises:
+            DamagedReplay: a file is missing or not what was saved; nothing was taken.
+            ValueError: it was saved from a replay of other arguments.
+        """
+        self._require_here("load")
+        path = Path(saved)
+        if path.is_dir():
+            found = manifests(path)
+            if not found:
+                raise FileNotFoundError(f"load: {path} has no saved replay")
+            path = found[0]
+        manifest = read_manifest(path)
+        mine: dict[str, Any] = {
+            "shape": self._shape(self._slots),
+            "obs_shape": list(self.obs_shape),
+            "obs_dtype": self.obs_dtype.str,
+        }
+        mine |= {"action_shape": list(self.action_shape), "action_dtype": self.action_dtype.str}
+        mine |= {"padding": self.padding, "alpha": self.alpha, "seed": self.seed}
+        for name, value in mine.items():
+            if manifest.get(name) != value:
+                raise ValueError(
+                    f"load: {path} was saved from a replay with {name} {manifest.get(name)}, this has {value}"
+                )
+        if any(self.boundary()):
+            raise RuntimeError("load: this replay has been written to; load into a new one")
+        lanes = self._store(path.parent).read(manifest)
+        for lane, parts in enumerate(lanes):
+            if parts and not native.core.Ring.restore(self._ring, lane, manifest["windows"][lane][0], parts):
+                raise DamagedReplay(f"{path}: the slots of lane {lane} are not in order")
+        self._sampler.batches = manifest["batches"]
+        priorities = manifest["priorities"]
+        if priorities is not None:
+            weights = np.frombuffer(zlib.decompress(base64.b64decode(priorities.pop("weights"))), np.uint64)
+            self._sampler.restore(gamma=0.0, padding=_PADDINGS[self.padding], weights=weights, **priorities)
+
+    def _store(self, directory: Path) -> SlotStore:
+        return SlotStore(directory, self._shape(self._slots), self._ring.slot_words)
 
     # ---- other processes
 

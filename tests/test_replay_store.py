@@ -1,0 +1,258 @@
+"""A replay on disk: what is loaded goes on as what was saved; only new slots are written; damage is always found."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from replay_oracle import GUARD_STEPS
+
+import fastrl
+from fastrl.engine import replay_store
+from fastrl.engine.replay_store import DamagedReplay
+
+
+def new_replay(**changes: Any) -> fastrl.Replay:
+    arguments: dict[str, Any] = {"capacity": 120, "lanes": 2, "obs_shape": (5,), "obs_dtype": "float32"}
+    return fastrl.Replay(**{**arguments, "_least_spare_steps": GUARD_STEPS, "seed": 3, **changes})
+
+
+def play(made: fastrl.Replay, steps: int, seed: int, continue_episodes: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    for lane in range(made.lanes):
+        with made.writer(lane, continue_episodes) as writer:
+            for _ in range(steps + lane):
+                obs = np.full(5, writer.next_step + 1000 * lane, np.float32)
+                if not writer.episode_is_open:
+                    writer.start(obs)
+                else:
+                    end = rng.random() < 0.1
+                    writer.append(int(rng.integers(5)), float(rng.normal()), obs, bool(end), False)
+
+
+def drawn(made: fastrl.Replay, n_step: int = 2) -> list[list[Any]]:
+    found = []
+    for _ in range(5):
+        batch = made.sample(16, n_step)
+        if made.alpha is not None:
+            made.update_priorities(batch.index, np.abs(batch.obs[:, -1, 0]) + 0.1)
+        found.append([array.tolist() for array in batch])
+    return found
+
+
+@pytest.mark.parametrize("alpha", [None, 0.6])
+@pytest.mark.parametrize("steps", [20, 75])
+def test_what_is_loaded_goes_on_as_what_was_saved(tmp_path: Path, alpha: float | None, steps: int) -> None:
+    made = new_replay(alpha=alpha)
+    play(made, steps, seed=1)
+    drawn(made)
+    made.save(tmp_path)
+    again = new_replay(alpha=alpha)
+    again.load(tmp_path)
+
+    assert again.boundary() == made.boundary()
+    for turn in range(3):  # also where episodes go on across the save
+        assert drawn(made) == drawn(again)
+        play(made, 9, seed=turn, continue_episodes=True)
+        play(again, 9, seed=turn, continue_episodes=True)
+
+
+def test_episodes_of_envs_that_were_not_restored_are_broken_off(tmp_path: Path) -> None:
+    made = new_replay(lanes=1, capacity=60)
+    with made.writer(0) as writer:
+        writer.start(np.zeros(5, np.float32))
+        writer.append(0, 0.0, np.ones(5, np.float32), False, False)
+    made.save(tmp_path)
+    again = new_replay(lanes=1, capacity=60)
+    again.load(tmp_path)
+    with again.writer(0) as writer:
+        assert not writer.episode_is_open
+        writer.start(np.full(5, 7, np.float32))
+    assert {step for _, step in again.sample(32).index.tolist()} == {0}
+
+
+def test_only_new_slots_are_written(tmp_path: Path) -> None:
+    made = new_replay()
+    play(made, 30, seed=1)
+    made.save(tmp_path)
+    first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("slots-*")}
+    play(made, 4, seed=2, continue_episodes=True)
+    manifest = replay_store.read_manifest(made.save(tmp_path))
+
+    assert len(manifest["files"]) == 2
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in first} == first
+    assert [(run["lane"], run["end"] - run["first"]) for run in manifest["files"][1]["runs"]] == [(0, 4), (1, 5)]
+
+
+def test_a_save_without_news_writes_no_slots(tmp_path: Path) -> None:
+    made = new_replay()
+    play(made, 30, seed=1)
+    made.save(tmp_path)
+    made.save(tmp_path)
+    assert len(list(tmp_path.glob("slots-*"))) == 1
+    again = new_replay()
+    again.load(tmp_path)
+    assert drawn(again) == drawn(made)
+
+
+def test_the_disk_that_a_store_takes_is_bounded(tmp_path: Path) -> None:
+    made = new_replay()
+    most = 0
+    for turn in range(40):
+        play(made, 10, seed=turn, continue_episodes=True)
+        made.save(tmp_path, keep=2)
+        most = max(most, sum(path.stat().st_size for path in tmp_path.glob("slots-*")))
+        assert len(list(tmp_path.glob("replay-*.json"))) <= 2
+    # The ring, and what two saves have beyond it: a file stays while one of its slots is needed.
+    slot = 8 * made._ring.slot_words
+    assert most <= made.capacity * slot + 3 * (21 * slot + 100)
+    again = new_replay()
+    again.load(tmp_path)
+    assert drawn(again) == drawn(made)
+
+
+def test_an_older_save_can_be_loaded_as_long_as_it_is_kept(tmp_path: Path) -> None:
+    made = new_replay()
+    play(made, 20, seed=1)
+    older = made.save(tmp_path, keep=2)
+    expected = drawn(made)
+    play(made, 60, seed=2, continue_episodes=True)
+    made.save(tmp_path, keep=2)
+
+    again = new_replay()
+    again.load(older)
+    assert drawn(again) == expected
+
+
+def test_large_stores_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_store, "_FILE_BYTES", 2000)
+    made = new_replay()
+    play(made, 55, seed=1)
+    made.save(tmp_path)
+    assert len(list(tmp_path.glob("slots-*"))) >= 4
+    assert max(path.stat().st_size for path in tmp_path.glob("slots-*")) < 2100
+    again = new_replay()
+    again.load(tmp_path)
+    assert drawn(again) == drawn(made)
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    os.umask(old := os.umask(0))
+    previous = os.umask(0)
+    try:
+        made = new_replay()
+        play(made, 20, seed=1)
+        made.save(tmp_path / "store")
+    finally:
+        os.umask(previous)
+    assert old == previous
+    for path in (tmp_path / "store").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+# ---- damage
+
+
+def saved(tmp_path: Path) -> tuple[Path, Path]:
+    made = new_replay()
+    play(made, 30, seed=1)
+    manifest = made.save(tmp_path)
+    return manifest, next(tmp_path.glob("slots-*"))
+
+
+def require_refused(directory: Path) -> None:
+    again = new_replay()
+    with pytest.raises(DamagedReplay):
+        again.load(directory)
+    assert not any(again.boundary())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["manifest", "slots"])
+def test_every_flipped_bit_is_found(tmp_path: Path, which: int) -> None:
+    path = saved(tmp_path)[which]
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.choice(len(content), 150, replace=False):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        require_refused(tmp_path)
+    path.write_bytes(content)
+    new_replay().load(tmp_path)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["manifest", "slots"])
+def test_every_cut_is_found(tmp_path: Path, which: int) -> None:
+    path = saved(tmp_path)[which]
+    content = path.read_bytes()
+    for size in np.random.default_rng(0).choice(len(content), 60, replace=False):
+        path.write_bytes(content[:size])
+        require_refused(tmp_path)
+    path.write_bytes(content + b"x")
+    require_refused(tmp_path)
+    path.unlink()
+    if which == 1:
+        require_refused(tmp_path)
+
+
+def test_a_manifest_reaches_no_other_directory(tmp_path: Path) -> None:
+    path, slots = saved(tmp_path / "store")
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(slots.read_bytes())
+    manifest = replay_store.read_manifest(path)
+    manifest["files"][0]["name"] = "../outside.bin"
+    rewrite(path, manifest)
+    again = new_replay()
+    with pytest.raises(DamagedReplay, match="not a plain file name"):
+        again.load(path)
+    slots.unlink()
+    slots.symlink_to(outside)
+    with pytest.raises(DamagedReplay):
+        new_replay().load(path)
+
+
+def rewrite(path: Path, manifest: dict[str, Any]) -> None:
+    import zlib
+
+    body = json.dumps(manifest).encode()
+    path.write_bytes(json.dumps({"crc32": zlib.crc32(body), "bytes": len(body)}).encode() + b"\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"capacity": 124}, "saved from a replay with shape"),
+        ({"padding": "first_frame"}, "with padding zeros, this has first_frame"),
+        ({"alpha": 0.5}, "with alpha None, this has 0.5"),
+        ({"seed": 4}, "with seed 3, this has 4"),
+        ({"obs_dtype": "int32"}, "obs_dtype <f4, this has <i4"),
+    ],
+)
+def test_a_save_of_another_replay_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        new_replay(**changes).load(tmp_path)
+
+
+def test_what_is_not_there_or_not_new_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no saved replay"):
+        new_replay().load(tmp_path)
+    saved(tmp_path)
+    used = new_replay()
+    play(used, 3, seed=0)
+    with pytest.raises(RuntimeError, match="has been written to; load into a new one"):
+        used.load(tmp_path)
+
+
+def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path)
+    manifest = replay_store.read_manifest(path)
+    manifest["format"] = 99
+    rewrite(path, manifest)
+    with pytest.raises(DamagedReplay, match="has format 99, this version of fastrl reads 1"):
+        new_replay().load(tmp_path)
