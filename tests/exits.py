@@ -109,6 +109,8 @@ def leave(way: str, limit_s: float = 30.0) -> str | None:
         text=True,
         cwd="/",
         start_new_session=True,
+        # A shell that starts this in the background has it ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         out, err = process.communicate(timeout=limit_s)

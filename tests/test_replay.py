@@ -8,7 +8,6 @@ import pickle
 import signal
 import time
 from collections import Counter
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from replay_oracle import GUARD_STEPS, Expected, OracleLane
+from replay_processes import attached_writer, forked_use, observation, write_for_ever
 
 import fastrl
 from fastrl.engine import native, replay
@@ -35,10 +35,6 @@ def small_replay(**changes: Any) -> fastrl.Replay:
         "_least_spare_steps": GUARD_STEPS,
     }
     return fastrl.Replay(**{**arguments, **changes})
-
-
-def observation(lane: int, step: int) -> np.ndarray:
-    return np.array([lane, step, 1000 * lane + step + 0.5], np.float32)
 
 
 def require_row(batch: fastrl.Batch, row: int, expected: Expected) -> None:
@@ -434,22 +430,6 @@ def test_a_replay_of_other_observations_is_no_sink() -> None:
 # ---- other processes
 
 
-def attached_writer(handle: fastrl.ReplayHandle, said: Connection) -> None:
-    made = fastrl.Replay.attach(handle)
-    try:
-        made.writer(0)
-    except fastrl.LaneBusy as busy:
-        said.send(str(busy))
-    with made.writer(1) as writer:
-        while (step := writer.next_step) < 30:
-            if step in (0, 21):
-                writer.start(observation(1, step))
-            else:
-                writer.append(step % 5, step / 7, observation(1, step), step == 20, False)
-    said.send("done")
-    said.recv()
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_another_process_writes_a_lane(method: str) -> None:
@@ -459,6 +439,7 @@ def test_another_process_writes_a_lane(method: str) -> None:
     here, there = context.Pipe()
     process = context.Process(daemon=True, target=attached_writer, args=(made.handle(), there))
     process.start()
+    there.close()  # so that the end of the other process ends the wait
 
     assert "lane 0 has a writer" in here.recv()
     assert here.recv() == "done"
@@ -473,22 +454,6 @@ def test_another_process_writes_a_lane(method: str) -> None:
     writer.close()
 
 
-def forked_use(made: fastrl.Replay, writer: fastrl.Writer, said: Connection) -> None:
-    problems = []
-    for call in (lambda: made.sample(1), lambda: made.writer(1), made.stats, made.handle):
-        try:
-            call()
-            problems.append("allowed")
-        except RuntimeError as error:
-            problems.append(str(error))
-    try:
-        writer.start(observation(0, 0))
-        problems.append("allowed")
-    except RuntimeError as error:
-        problems.append(str(error))
-    said.send(problems)
-
-
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_what_was_forked_says_so() -> None:
     made = small_replay()
@@ -497,6 +462,7 @@ def test_what_was_forked_says_so() -> None:
     here, there = context.Pipe()
     process = context.Process(daemon=True, target=forked_use, args=(made, writer, there))
     process.start()
+    there.close()  # so that the end of the other process ends the wait
     problems = here.recv()
     process.join(10)
 
@@ -506,21 +472,13 @@ def test_what_was_forked_says_so() -> None:
         made.writer(0)
 
 
-def write_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
-    writer = fastrl.Replay.attach(handle).writer(0)
-    writer.start(observation(0, 0))
-    said.send(os.getpid())
-    while True:
-        step = writer.next_step
-        writer.append(step % 5, step / 7, observation(0, step), False, False)
-
-
 def test_a_killed_writer_loses_its_lane_and_harms_nobody() -> None:
     made = small_replay(capacity=4000)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(daemon=True, target=write_for_ever, args=(made.handle(), there))
     process.start()
+    there.close()  # so that the end of the other process ends the wait
     here.recv()
     with pytest.raises(fastrl.LaneBusy, match=rf"lane 0 has a writer \(process {process.pid}\)"):
         made.writer(0)

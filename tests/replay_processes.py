@@ -1,0 +1,55 @@
+"""What other processes do with a replay in the tests: a module of its own, so that spawned children can import it."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+import fastrl
+
+
+def observation(lane: int, step: int) -> np.ndarray:
+    return np.array([lane, step, 1000 * lane + step + 0.5], np.float32)
+
+
+def attached_writer(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    made = fastrl.Replay.attach(handle)
+    try:
+        made.writer(0)
+    except fastrl.LaneBusy as busy:
+        said.send(str(busy))
+    with made.writer(1) as writer:
+        while (step := writer.next_step) < 30:
+            if step in (0, 21):
+                writer.start(observation(1, step))
+            else:
+                writer.append(step % 5, step / 7, observation(1, step), step == 20, False)
+    said.send("done")
+    said.recv()
+
+
+def forked_use(made: fastrl.Replay, writer: fastrl.Writer, said: Connection) -> None:
+    problems = []
+    for call in (lambda: made.sample(1), lambda: made.writer(1), made.stats, made.handle):
+        try:
+            call()
+            problems.append("allowed")
+        except RuntimeError as error:
+            problems.append(str(error))
+    try:
+        writer.start(observation(0, 0))
+        problems.append("allowed")
+    except RuntimeError as error:
+        problems.append(str(error))
+    said.send(problems)
+
+
+def write_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    writer = fastrl.Replay.attach(handle).writer(0)
+    writer.start(observation(0, 0))
+    said.send(os.getpid())
+    while True:
+        step = writer.next_step
+        writer.append(step % 5, step / 7, observation(0, step), False, False)
