@@ -780,7 +780,23 @@ std::vector<std::uint64_t> checked_ends(const Sampler& sampler, const std::optio
 
 constexpr int kOvertakenTries = 100;
 
+// What any replay must do at least: copy runs of neighbouring frames. For measurements.
+void copy_runs(const Bytes& frames, const Longs& starts, std::uint64_t run_bytes, std::uint64_t frame_bytes,
+               Bytes out) {
+  const auto count = static_cast<std::uint64_t>(starts.size());
+  const auto size = static_cast<std::uint64_t>(frames.size());
+  if (static_cast<std::uint64_t>(out.size()) != count * run_bytes) throw std::invalid_argument("copy_runs: out");
+  std::uint8_t* to = out.mutable_data();
+  for (std::uint64_t i = 0; i < count; ++i, to += run_bytes) {
+    const std::uint64_t from = static_cast<std::uint64_t>(starts.data()[i]) * frame_bytes;
+    if (from > size || size - from < run_bytes) throw std::out_of_range("copy_runs: starts");
+    std::memcpy(to, frames.data() + from, run_bytes);
+  }
+}
+
 void register_replay(py::module_& m) {
+  m.def("copy_runs", copy_runs, "frames"_a.noconvert(), "starts"_a, "run_bytes"_a, "frame_bytes"_a,
+        "out"_a.noconvert());
   py::register_exception<LaneBusy>(m, "LaneBusy", PyExc_RuntimeError);
   py::register_exception<NothingToSample>(m, "NothingToSample", PyExc_RuntimeError);
   m.def("ring_bytes", [](const py::dict& shape) { return shape_from(shape).region_bytes(); }, "shape"_a);

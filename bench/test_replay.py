@@ -1,0 +1,178 @@
+"""Inserts and samples of the replay beside those of cpprb, Stable-Baselines3 and Tianshou.
+
+Frames of 84x84, stacks of four, batches of one-step transitions; every replay is larger than the caches and full before
+anything is timed. The limit of a sample is a memcpy of as many runs of five frames from random places of an array of
+the same size, which no replay that stores a frame once can beat. Peers sample their own way: what they return is an
+observation and its successor, stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import fastrl
+from fastrl.engine import native
+from fastrl.engine.budget import available_memory_bytes
+
+FRAMES = 4096  # different ones, used again and again
+FRAME_BYTES = 84 * 84
+RUN = 5  # frames that a transition of stacks of four touches
+
+
+def frames() -> np.ndarray:
+    found = np.random.default_rng(0).integers(1, 256, (FRAMES, 84, 84), np.uint8)
+    found[:, 0, :4] = np.arange(FRAMES, dtype=np.uint32).view(np.uint8).reshape(FRAMES, 4)  # says which it is
+    return found
+
+
+def number_of(frame: np.ndarray) -> int:
+    return int(np.ascontiguousarray(frame[0, :4]).view(np.uint32)[0])
+
+
+def full(capacity: int, lanes: int = 1) -> fastrl.Replay:
+    """A replay in which every slot was written; a frame says which step it is."""
+    made = fastrl.Replay(capacity, lanes)
+    shown = frames()
+    for lane in range(lanes):
+        with made.writer(lane) as writer:
+            writer.start(shown[0])
+            for step in range(1, capacity // lanes + 100):
+                frame = shown[step % FRAMES]
+                writer.append(step % 4, float(step % 7), frame, False, False)
+    return made
+
+
+def check_answer(made: fastrl.Replay, batch: int) -> None:
+    found = made.sample(batch)
+    for row, (_, step) in enumerate(found.index.tolist()):
+        shown = [number_of(frame) for frame in (*found.obs[row], found.next_obs[row, -1])]
+        assert shown == [(step + i) % FRAMES for i in range(-3, 2)]
+        assert found.action[row] == (step + 1) % 4
+        assert found.reward[row] == (step + 1) % 7
+
+
+def memcpy_limit(slots: int, batch: int) -> Callable[[], None]:
+    memory = np.ones(slots * FRAME_BYTES, np.uint8)
+    starts = np.random.default_rng(0).integers(slots - RUN, size=(64, batch))
+    out = np.empty(batch * RUN * FRAME_BYTES, np.uint8)
+    turn = iter(range(10**9))
+
+    def run() -> None:
+        native.core.copy_runs(memory, starts[next(turn) % 64], RUN * FRAME_BYTES, FRAME_BYTES, out)
+
+    return run
+
+
+# ---- peers: something to insert with and something to sample with, full
+
+
+def sb3(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    size = min(capacity, 20_000)  # it stores stacks: 28,224 bytes each
+    buffer = ReplayBuffer(
+        size,
+        spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Discrete(4),
+        device="cpu",
+        n_envs=1,
+        optimize_memory_usage=True,
+        handle_timeout_termination=False,
+    )
+    stack = frames()[None, :4]
+    step = (stack, stack, np.array([0]), np.array([0.0]), np.array([False]), [{}])
+    for _ in range(size):
+        buffer.add(*step)
+    return lambda: buffer.add(*step), buffer.sample
+
+
+def cpprb(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
+    import cpprb as library
+
+    layout = {"obs": {"shape": (84, 84, 4), "dtype": np.uint8}, "act": {"dtype": np.int64}, "rew": {}, "done": {}}
+    buffer = library.ReplayBuffer(capacity, layout, next_of="obs", stack_compress="obs")
+    stack = np.moveaxis(frames()[:4], 0, -1).copy()
+    step = {"obs": stack, "act": 0, "rew": 0.0, "next_obs": stack, "done": 0.0}
+    for _ in range(capacity):
+        buffer.add(**step)
+    return lambda: buffer.add(**step), buffer.sample
+
+
+def tianshou(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
+    from tianshou.data import Batch, ReplayBuffer
+
+    size = min(capacity, 20_000)  # it takes 40 us to insert one
+    buffer = ReplayBuffer(size, stack_num=4, ignore_obs_next=True, save_only_last_obs=True)
+    frame = frames()[:1]
+    step = Batch(obs=frame, act=0, rew=0.0, terminated=False, truncated=False, obs_next=frame, info={})
+    for _ in range(size):
+        buffer.add(step)
+    return lambda: buffer.add(step), buffer.sample
+
+
+PEERS = {"cpprb": cpprb, "sb3": sb3, "tianshou": tianshou}
+
+
+def peers(match: Any, capacity: int) -> dict[str, tuple[Callable[[], None], Callable[[int], Any]]]:
+    found = {}
+    for name, make in PEERS.items():
+        try:
+            found[name] = make(capacity)
+        except Exception as error:  # a peer that is absent or does not start is reported, not hidden
+            match.missing.append(f"{name}: {type(error).__name__}: {error}")
+    return found
+
+
+def times(call: Callable[[], Any], count: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(count):
+            call()
+
+    return run
+
+
+# ---- contests
+
+
+@pytest.mark.parametrize("batch", [32, 512])
+def test_sample_speed(contest: Any, batch: int, quick: bool) -> None:
+    if quick and batch != 32:
+        pytest.skip("--quick times one size")
+    capacity, count, rounds = (3000, 5, 2) if quick else (100_000, 4000 // batch, 9)
+    made = full(capacity)
+    check_answer(made, 64)
+    match = contest(f"replay, samples of {batch}", "batches/s", count, limit="memcpy")
+    others = {"memcpy": times(memcpy_limit(capacity, batch), count)}
+    for name, (_, sample) in peers(match, capacity).items():
+        others[name] = times(lambda sample=sample: sample(batch), count)
+    match.run(times(lambda: made.sample(batch), count), others, rounds)
+
+
+def test_insert_speed(contest: Any, quick: bool) -> None:
+    capacity, count, rounds = (3000, 100, 2) if quick else (100_000, 5000, 9)
+    made = full(capacity)
+    check_answer(made, 64)
+    shown = frames()
+    match = contest("replay, inserts", "steps/s", count)
+    others = {name: times(insert, count) for name, (insert, _) in peers(match, capacity).items()}
+    with made.writer(0) as writer:
+        writer.start(shown[0])
+        turn = iter(range(10**9))
+        match.run(times(lambda: writer.append(1, 0.5, shown[next(turn) % FRAMES], False, False), count), others, rounds)
+
+
+def test_sample_speed_of_a_full_million(contest: Any, quick: bool) -> None:
+    """The paper's memory, really filled."""
+    if quick:
+        pytest.skip("--quick fills nothing large")
+    if available_memory_bytes() < 16_000_000_000:
+        pytest.skip(f"needs 16 GB, {available_memory_bytes() / 1e9:.1f} are available")
+    made = full(1_000_000, lanes=8)
+    check_answer(made, 64)
+    match = contest("replay of 1,000,000, samples of 32", "batches/s", 200, limit="memcpy")
+    match.run(times(lambda: made.sample(32), 200), {"memcpy": times(memcpy_limit(1_000_000, 32), 200)}, rounds=7)
