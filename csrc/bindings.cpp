@@ -281,6 +281,10 @@ class SoleUse {
  public:
   SoleUse(PoolHandle& handle, const char* operation) : handle_(handle) {
     if (handle_.in_use.exchange(true)) {
+      if (handle_.user.load() == std::this_thread::get_id()) {
+        throw std::logic_error(std::string(operation) +
+                               ": this thread is inside a call of this pool already: a signal handler cannot use it");
+      }
       throw std::logic_error(std::string(operation) +
                              ": another thread is inside a call of this pool; use one pool a "
                              "thread, or take turns");

@@ -47,6 +47,7 @@ def stage_lines(times: StageTimes) -> list[str]:
 
 def show(arguments: argparse.Namespace) -> None:
     """Measure and print."""
+    print("measuring (loading a cartridge takes the engine 0.1 s an env) ...", flush=True)
     alone = stage_times(arguments.env, arguments.protocol, arguments.steps)
     together = stage_times(arguments.env, arguments.protocol, arguments.steps, num_envs=16)
     info = build_info()
@@ -58,10 +59,13 @@ def show(arguments: argparse.Namespace) -> None:
     for threads in sorted({1, max(1, cores // 2), cores}):
         cells = []
         for envs in arguments.envs:
-            speed = pool_steps_per_s(arguments.env, arguments.protocol, envs, min(threads, envs), arguments.seconds)
+            if threads > envs:
+                continue
+            speed = pool_steps_per_s(arguments.env, arguments.protocol, envs, threads, arguments.seconds)
             best = max(best, (speed, threads, envs))
             cells.append(f"{envs:>4} envs {speed:>8,.0f}")
-        print(f"  {threads:>3} threads  " + "   ".join(cells))
+        if cells:
+            print(f"  {threads:>3} {'thread ' if threads == 1 else 'threads'}  " + "   ".join(cells), flush=True)
     print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
 
 

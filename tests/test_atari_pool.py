@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -695,12 +698,100 @@ def test_a_failure_with_sub_batches_reaches_recv() -> None:
     pool.close()
 
 
+class Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """An exception out of a signal handler, as Ctrl-C is one."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with pytest.raises(Interrupted):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def shown_in(pool: fastrl.AtariPool) -> np.ndarray:
+    """The observations of some steps."""
+    actions = np.random.default_rng(0).integers(pool.num_actions, size=(40, pool.num_envs))
+    return np.stack([pool.step(row)[0] for row in actions])
+
+
+@pytest.mark.parametrize("then", ["reset", "recv"])
+def test_an_interrupted_reset_can_be_made_good(then: str) -> None:
+    # Seeding six envs on one thread loads six cartridges: more than half a second.
+    undisturbed = fastrl.AtariPool("pong", 6, threads=1, seed=5)
+    expected, _ = undisturbed.reset()
+    pool = fastrl.AtariPool("pong", 6, threads=1, seed=5)
+    with interrupted_after(0.1):
+        pool.reset()
+    obs = pool.reset()[0] if then == "reset" else pool.recv()[0]
+
+    assert np.array_equal(obs, expected)
+    assert np.array_equal(shown_in(pool), shown_in(undisturbed))
+    assert len(pool.save_state()) == 6
+    pool.reset(options={"reset_mask": np.array([True] + [False] * 5)})
+    for made in (pool, undisturbed):
+        made.close()
+
+
+def test_an_interrupted_reset_of_some_envs_can_be_made_good() -> None:
+    mask = np.array([True] * 5 + [False])
+    shown = []
+    for interrupt in (False, True):
+        pool = fastrl.AtariPool("pong", 6, threads=1)
+        pool.reset(seed=1)
+        if interrupt:
+            with interrupted_after(0.1):
+                pool.reset(seed=9, options={"reset_mask": mask})
+        pool.reset(seed=None if interrupt else 9, options={"reset_mask": mask})
+        shown.append(shown_in(pool))
+        pool.close()
+    assert np.array_equal(shown[0], shown[1])
+
+
+def test_a_worker_is_woken_while_another_plays() -> None:
+    def cpu_ns() -> dict[str, int]:
+        tasks = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("fastrl-pool-")]
+        return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
+
+    others = cpu_ns()  # of pools that are not collected yet
+    pool = fastrl.AtariPool("breakout", 4, "nature", threads=2, batch_size=1, frame_skip=1000, noop_max=0)
+    pool.reset(seed=0)
+    time.sleep(0.05)  # both are asleep
+    before = {task: used for task, used in cpu_ns().items() if task not in others}
+    pool.send([0], [0])  # some 80 ms of work
+    time.sleep(0.005)
+    pool.send([0], [1])
+    pool.recv()
+    pool.recv()
+    after = cpu_ns()
+    assert len(before) == 2
+    assert all(after[task] - before[task] > 20_000_000 for task in before)
+    pool.close()
+
+
 def test_a_refused_send_speaks_of_send(pool: fastrl.AtariPool) -> None:
     pool.reset(seed=0)
     with pytest.raises(ValueError, match=r"send: action 9 for env 1 \(breakout\) is outside \[0, 4\)"):
         pool.send([0, 9, 0])
     with pytest.raises(ValueError, match="send: actions have shape"):
         pool.send([0, 0])
+
+
+def test_a_state_for_an_env_that_is_named_twice_is_refused(pool: fastrl.AtariPool) -> None:
+    pool.reset(seed=0)
+    states = pool.save_state()
+    with pytest.raises(ValueError, match=r"env id 1 is given twice in \[1, 1\]"):
+        pool.load_state(states[:2], [1, 1])
 
 
 def test_what_is_in_flight_is_told(pool: fastrl.AtariPool) -> None:

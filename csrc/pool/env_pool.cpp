@@ -225,7 +225,7 @@ void EnvPool::start(std::span<const int> envs, std::uint8_t* out, Players player
   in_flight_ += static_cast<int>(envs.size());
   unfinished_ += static_cast<int>(envs.size());
   kept_for_caller_ = players == Players::kCallerToo ? 1 : 0;
-  const int wanted = std::min(options_.threads, static_cast<int>(queue_.size())) - kept_for_caller_ - playing_;
+  const int wanted = std::min(options_.threads - playing_, static_cast<int>(queue_.size())) - kept_for_caller_;
   work_seen_ = true;
   for (int i = 0; i < wanted; ++i) work_there_.notify_one();
 }
@@ -421,7 +421,13 @@ std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void(
     throw std::logic_error("recv: " + std::to_string(in_flight_) + " envs were sent, but a batch needs " +
                            std::to_string(options_.batch_size) + "; send more");
   }
-  help(on_wait, lock);
+  if (timeout_s < 0) {
+    help(on_wait, lock);
+  } else if (kept_for_caller_ > 0) {  // a step that was interrupted; who plays cannot watch the time
+    kept_for_caller_ = 0;
+    work_seen_ = true;
+    work_there_.notify_all();
+  }
   wait_until([this] { return !ready_.empty(); }, "recv", timeout_s, on_wait, lock);
   // Once more before the batch is taken: what interrupts here leaves it to the next recv, later it would be lost.
   lock.unlock();

@@ -23,8 +23,8 @@ from fastrl.engine.protocol import protocol as named_protocol
 from fastrl.engine.rules import NOOP_LIMIT, action_meanings, native_rules, resolved_protocol, whole_number
 from fastrl.engine.seeding import env_seed, fresh_seed, spread_seed
 
-# An emulator, its screens and what its state needs (1,098 kB measured with Pong, the stacks not counted).
-_ENV_BYTES = 1_100_000
+# An emulator, its screens and what its state needs (1,098 to 1,173 kB measured, the stacks not counted).
+_ENV_BYTES = 1_200_000
 
 # How long a thread of the pool that has nothing to do watches for work before it sleeps. On virtual machines waking a
 # sleeper takes 50 to 100 us, twice in a batch. Longer than what Python needs between two steps, and no longer.
@@ -184,7 +184,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self.render_mode = render_mode
         autoreset_mode = _resolve_autoreset(autoreset)
         self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
-        self._first_seed: list[int | None] | None = spread_seed(seed, self.num_envs)
+        # Of the next reset that is given none: the constructor's, and those of a reset whose results were not received.
+        self._seeds_due: list[int | None] | None = spread_seed(seed, self.num_envs)
         if not isinstance(stacks, (bool, np.bool_)):
             raise TypeError(f"stacks: {stacks!r} is not True or False")
         self._write_stacks = bool(stacks)
@@ -262,8 +263,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         seeds = spread_seed(seed, self.num_envs)
         if isinstance(seed, (int, np.integer)):
             super().reset(seed=int(seed))
-        if self._first_seed is not None:
-            seeds = [first if own is None else own for own, first in zip(seeds, self._first_seed, strict=True)]
+        if self._seeds_due is not None:
+            seeds = [due if own is None else own for own, due in zip(seeds, self._seeds_due, strict=True)]
         # An env that has no generators yet and is given no seed gets fresh entropy, as gymnasium's do.
         seeds = [
             fresh_seed() if own is None and not was_reset else own
@@ -276,7 +277,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             )
         buffer = self._buffer(out)
         if self._pool.in_flight("reset"):
-            if not mask.all():
+            if not mask.all() and self._seeds_due is None:
                 raise RuntimeError(
                     "reset: some envs were sent actions whose results have not been received; call "
                     "recv() before a reset with reset_mask"
@@ -285,16 +286,21 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         jobs = [
             (int(env), None if (s := seeds[env]) is None else env_seed(s), noops[env]) for env in np.flatnonzero(mask)
         ]
-        self._first_seed = None
-        if mask.all() and self.batch_size == self.num_envs:
+        whole = mask.all() and self.batch_size == self.num_envs
+        if whole:
             self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
+        else:
+            self._pool.send_resets(jobs, None, True)
+        self._reset_envs |= mask
+        # To be given again, should this be interrupted.
+        self._seeds_due = [own if chosen else None for own, chosen in zip(seeds, mask, strict=True)]
+        if whole:
             results = self._pool.recv(-1.0)
             self._out = None
         else:
-            self._pool.send_resets(jobs, None, True)
             self._pool.discard_in_flight()
             results = self._pool.gather(buffer)
-        self._reset_envs |= mask
+        self._seeds_due = None
         obs = results["obs"] if out is None else out
         return obs, self._info(results, mask, self._all_envs.copy())
 
@@ -349,6 +355,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if timeout_s is not None and not (isinstance(timeout_s, Real) and 0 <= timeout_s < float("inf")):
             raise ValueError(f"recv: timeout_s {timeout_s!r} is not a number of seconds from 0 on; None waits for ever")
         results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s))
+        self._seeds_due = None
         # A step that was interrupted has left its buffer, and its results are in there.
         obs = self._out if results["obs"] is None else results["obs"]
         self._out = None
@@ -374,7 +381,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """How many envs were sent something whose results have not been received.
 
         After an interrupted :meth:`step`, say by Ctrl-C, it tells whether its results are still to be had by
-        :meth:`recv`.
+        :meth:`recv`. (An interrupt that comes after the wait, while the results are handed to Python, is too late for
+        that: then it is 0, and they are gone.)
         """
         self._require_open("in_flight")
         return int(self._pool.in_flight("in_flight"))
@@ -415,6 +423,9 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise TypeError(f"load_state: {type(states).__name__} is not the list of states that save_state returned")
         if len(states) != len(envs):
             raise ValueError(f"load_state: got {len(states)} states for {len(envs)} envs")
+        found, times = np.unique(envs, return_counts=True)
+        if (times > 1).any():
+            raise ValueError(f"load_state: env id {found[times > 1][0]} is given twice in {envs.tolist()}")
         for env, state in zip(envs, states, strict=True):
             if not isinstance(state, bytes):
                 raise TypeError(f"load_state: the state for env {env} is {type(state).__name__}, not bytes")
@@ -424,7 +435,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 raise ValueError(f"load_state: env {env} ({self.game.name}): {error}") from None
             self._reset_envs[env] = True
         if self._reset_envs.all():
-            self._first_seed = None
+            self._seeds_due = None
 
     def rule_changes(self) -> dict[str, tuple[Any, Any]]:
         """Where this pool's rules differ from the named protocol they started from, with both values."""

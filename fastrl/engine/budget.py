@@ -75,6 +75,9 @@ def _room_bytes(directory: Path) -> float:
 
 def available_memory_bytes(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP, meminfo: Path = MEMINFO) -> int:
     """Memory that can be had without swapping: the system's estimate, or what the control groups leave of it."""
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    system = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        system = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # no such file, or of an old kernel
+        system = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(0, int(min([system, *(_room_bytes(group) for group in _control_groups("memory", root, membership))])))
