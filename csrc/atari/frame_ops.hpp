@@ -116,9 +116,8 @@ class PlaneReducer {
   // Writes 84 * 84 bytes, row major, at any address.
   void reduce(std::uint8_t* out) noexcept;
 
-  // Asks for what the next load and reduce will touch, part `part` of kPrefetchParts: with many envs in turn it has
-  // left the caches, and comes back while the emulator computes.
-  static constexpr int kPrefetchParts = 2;
+  // Asks for what the next load and reduce will touch, in two parts, 0 and 1: with many envs in turn it has left the
+  // caches, and comes back while the emulator computes.
   void prefetch(int part) const noexcept;
 
   // height * 160 bytes, all that a saved state must hold: the rest is a memo.

@@ -61,7 +61,6 @@ class Ring {
 
   const RingShape& shape() const noexcept { return shape_; }
   const SharedRegion& region() const noexcept { return *region_; }
-  const std::shared_ptr<SharedRegion>& shared_region() const noexcept { return region_; }
   LaneView<const std::uint64_t> lane(std::uint64_t lane) const noexcept;
 
   std::uint64_t published(std::uint64_t lane) const noexcept { return lane::published(*this->lane(lane).cursor); }

@@ -61,7 +61,6 @@ class Sampler {
   void set_batches(std::uint64_t number) noexcept { batch_ = number; }
   std::uint64_t race_rejects() const noexcept { return race_rejects_; }
   std::uint64_t stale_updates() const noexcept { return stale_updates_; }
-  bool prioritised() const noexcept { return options_.has_value(); }
   // None before the first batch was drawn. `rules` as in that batch.
   Priorities* priorities() noexcept { return priorities_ ? &*priorities_ : nullptr; }
   Priorities& follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends);
