@@ -1,0 +1,1 @@
+"""What every trainer needs around its algorithm: the run directory, checkpoints, metrics, the console, evaluation."""
