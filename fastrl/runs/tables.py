@@ -13,9 +13,7 @@ def read_columns(path: str | Path) -> dict[str, np.ndarray]:
     r"""Every column of a table of numbers; an empty cell is nan.
 
     A row counts when its line is complete. What follows the last line feed was cut while it was written (or is being
-    written): its last number may lack digits, so it is left out even if no cell is missing. Rows that a resumed run
-    went back behind are left out too: where ``steps`` falls, what was logged before at the same or later steps was
-    done again.
+    written): its last number may lack digits, so it is left out even if no cell is missing.
 
     >>> from pathlib import Path
     >>> _ = Path("metrics.csv").write_text("steps,loss\n4,0.5\n8,\n12,0.2")
@@ -39,12 +37,21 @@ def read_columns(path: str | Path) -> dict[str, np.ndarray]:
                         f"read_columns: line {index + 2} of {path} has '{text[:40]}' under {header[column]}, where "
                         f"only a number or nothing is allowed; the file is damaged: restore it, or delete that line"
                     ) from None
-    if "steps" in header and len(rows) > 1:
-        steps = cells[:, header.index("steps")]
-        lowest_later = np.minimum.accumulate(steps[::-1])[::-1][1:]
-        # Written this way round, a nan among the steps removes no row.
-        cells = cells[np.append(~(steps[:-1] >= lowest_later), True)]
     return {name: cells[:, column] for column, name in enumerate(header)}
+
+
+def without_redone(columns: dict[str, np.ndarray], by: str = "steps") -> dict[str, np.ndarray]:
+    """Without the rows behind which a resumed run went back: it did them again, and later rows say how.
+
+    >>> without_redone({"steps": np.array([4, 8, 12, 8]), "loss": np.array([0.9, 0.8, 0.7, 0.6])})
+    {'steps': array([4, 8]), 'loss': array([0.9, 0.6])}
+    """
+    place = columns[by]
+    if len(place) < 2:
+        return columns
+    lowest_later = np.minimum.accumulate(place[::-1])[::-1][1:]
+    stays = np.append(place[:-1] < lowest_later, True)
+    return {name: values[stays] for name, values in columns.items()}
 
 
 def thin_metrics(path: str | Path, rows: int = 500, to: str | Path | None = None) -> int:
