@@ -49,6 +49,13 @@ def test_ends_that_differ_by_a_hair_are_cut_to_what_all_seeds_reach() -> None:
     assert set(curve.count) == {3}
 
 
+def test_a_seed_that_stopped_early_does_not_make_the_others_end_raggedly() -> None:
+    curve = curve_over_seeds([line(0, 100, 1.0), line(0, 99, 1.0), line(0, 50, 1.0)], np.mean, points=100)
+
+    assert curve.x[-1] == 99
+    np.testing.assert_array_equal(curve.count, [3] * 51 + [2] * 49)
+
+
 def test_what_was_not_measured_does_not_count() -> None:
     x, y = line(0, 100, 1.0)
     y[:3] = np.nan  # no game has ended yet

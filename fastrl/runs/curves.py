@@ -68,11 +68,8 @@ def curve_over_seeds(seeds: Sequence[tuple[np.ndarray, np.ndarray]], statistic: 
 
 def _grid(seeds: list[np.ndarray], points: int) -> np.ndarray:
     first, last = min(x[0] for x in seeds), max(x[-1] for x in seeds)
-    # Where all seeds begin (end) within a hair of each other, so does the curve, with all of them.
+    # Seeds that begin (end) within a hair of the first (last) one do so together.
     ragged = (last - first) * _RAGGED_END
-    inner_first, inner_last = max(x[0] for x in seeds), min(x[-1] for x in seeds)
-    if inner_first - first <= ragged:
-        first = inner_first
-    if last - inner_last <= ragged:
-        last = inner_last
+    first = max(x[0] for x in seeds if x[0] - first <= ragged)
+    last = min(x[-1] for x in seeds if last - x[-1] <= ragged)
     return np.linspace(first, last, points) if last > first else np.array([last], dtype=np.float64)
