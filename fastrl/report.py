@@ -58,12 +58,14 @@ def drawable(groups: Sequence[Group], metric: str, notes: list[str]) -> list[Gro
 
 def report(arguments: argparse.Namespace) -> None:
     """Read, write the three files, and print the table."""
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"--output: {arguments.output} is a file, expected a folder (it is made if it is not there)")
     runs = find_runs(arguments.runs)
     notes = [f"{run.path} left out: it has logged nothing yet" for run in runs if not len(run.metrics["frames"])]
     groups, more = grouped(run for run in runs if len(run.metrics["frames"]))
     notes += more
     if not groups:
-        raise ValueError(f"none of the {len(runs)} runs has logged anything yet")
+        raise ValueError("no run has logged anything yet; wait for the first row of a metrics.csv")
     drawn = drawable(groups, arguments.metric, notes)
     rows = [summarise(group, arguments.human) for group in groups]
     arguments.output.mkdir(parents=True, exist_ok=True)

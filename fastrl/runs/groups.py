@@ -79,7 +79,7 @@ def read_run(path: str | Path) -> Run:
     metrics = without_redone(_with_columns(path / "metrics.csv", "frames", "steps", "wall_s"))
     evaluations = None
     if (path / "evaluations.csv").is_file():
-        evaluations = _with_columns(path / "evaluations.csv", "steps", "mean", "std")
+        evaluations = _with_columns(path / "evaluations.csv", "frames", "steps", "mean", "std")
     config: dict[str, Any] = stored["config"]
     protocol: dict[str, Any] | None = stored.get("protocol")
     rules = {f"protocol.{k}": v for k, v in (protocol or {}).items() if k != "reference"}
