@@ -58,10 +58,9 @@ def draw_learning_curves(
         statistic_name: how the legend calls it.
         convention: which published scores the reference lines show, see :mod:`fastrl.runs.scores`.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # a file needs no display
-    from matplotlib import pyplot
+    # Not pyplot: a file needs no display, and the caller may have figures of their own.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     environments = sorted({group.env for group in groups})
@@ -79,19 +78,17 @@ def draw_learning_curves(
         "grid.linewidth": 0.8,
         "axes.axisbelow": True,
     }
-    with pyplot.rc_context(style):
+    with rc_context(style):
         # Room for the legends, which stand below the panels, where they can cover nothing.
         size = (6.6 * columns if columns > 1 else 7.6, (4.1 + 0.2 * tallest) * rows + 0.4)
-        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout=layout)
-        try:
-            for panel, env in zip(axes.flat, environments, strict=False):
-                _draw_panel(panel, [g for g in groups if g.env == env], metric, x, statistic, convention)
-            for panel in axes.flat[len(environments) :]:
-                panel.remove()
-            figure.supxlabel(_caption(groups, statistic_name), fontsize=8.5, color=_GREY)
-            figure.savefig(path, dpi=150)
-        finally:
-            pyplot.close(figure)
+        figure = Figure(figsize=size, layout=layout)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for panel, env in zip(axes.flat, environments, strict=False):
+            _draw_panel(panel, [g for g in groups if g.env == env], metric, x, statistic, convention)
+        for panel in axes.flat[len(environments) :]:
+            panel.remove()
+        figure.supxlabel(_caption(groups, statistic_name), fontsize=8.5, color=_GREY)
+        figure.savefig(path, dpi=150)
 
 
 def _caption(groups: Sequence[Group], statistic_name: str) -> str:
@@ -157,7 +154,7 @@ def _draw_centre(panel: Axes, curve: Curve, unit: float, colour: str, dashes: An
         panel.annotate(
             f"n={curve.count[point]}",
             (curve.x[point] / unit, curve.centre[point]),
-            xytext=(2, 5),
+            xytext=(6, 9),
             textcoords="offset points",
             color=colour,
             fontsize=8,
