@@ -1,1 +1,1 @@
-"""What every trainer's run shares: its directory, its numbers, its face, and how it ends."""
+"""What every trainer needs around its algorithm: the run directory, checkpoints, metrics, the console, evaluation."""
