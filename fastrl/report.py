@@ -13,8 +13,8 @@ from fastrl.engine.games import nearest
 from fastrl.runs import scores
 from fastrl.runs.groups import Group, find_runs, grouped
 from fastrl.runs.plots import X_AXES, draw_learning_curves
+from fastrl.runs.score_table import Row, across_games, as_csv, as_markdown, summarise
 from fastrl.runs.statistics import Statistic, iqm
-from fastrl.runs.summary import Row, across_games, as_csv, as_markdown, summarise
 
 _STATISTICS: dict[str, tuple[Statistic, str]] = {"iqm": (iqm, "interquartile mean"), "mean": (np.mean, "mean")}
 

@@ -16,7 +16,7 @@ from run_examples import write_run
 from fastrl import report
 from fastrl.runs import plots
 from fastrl.runs.groups import find_runs, grouped, read_run
-from fastrl.runs.summary import Row, across_games, as_csv, as_markdown, summarise
+from fastrl.runs.score_table import Row, across_games, as_csv, as_markdown, summarise
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
@@ -62,6 +62,28 @@ def test_runs_that_differ_only_in_seed_and_name_are_one_group(tmp_path: Path) ->
         "dqn (learning_rate=0.00025, protocol=nature)",
         "dqn (learning_rate=0.00025, protocol=sb3)",
         "dqn (learning_rate=0.001, protocol=nature)",
+    ]
+
+
+def test_how_a_run_was_kept_and_on_how_many_cores_makes_no_group(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", seed=1, config={"threads": 2, "log_every_steps": 5000, "runs": "runs", "device": "cpu"})
+    write_run(tmp_path / "b", seed=2, config={"threads": 16, "log_every_steps": 100, "runs": "/x", "device": "cpu"})
+    write_run(tmp_path / "c", seed=3, config={"threads": 16, "log_every_steps": 100, "runs": "/x", "device": "cuda"})
+
+    groups, _ = grouped(find_runs([tmp_path]))
+
+    assert [(g.label, len(g.runs)) for g in groups] == [("dqn (device=cpu)", 2), ("dqn (device=cuda)", 1)]
+
+
+def test_the_name_of_the_protocol_may_stand_in_the_config_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", rules=None, config={"protocol": "sb3"})
+    write_run(tmp_path / "b", rules=None, config={"protocol": "nature"})
+    write_run(tmp_path / "c", rules=None, config={"protocol": "nature"}, env="CartPole-v1")
+
+    assert [(row.env[:4], row.protocol, row.group) for row in rows_of(tmp_path)] == [
+        ("Cart", None, "dqn"),  # it has no Atari rules
+        ("Pong", "nature", "dqn (protocol=nature)"),
+        ("Pong", "sb3", "dqn (protocol=sb3)"),
     ]
 
 
@@ -236,7 +258,7 @@ def spoil_config(run: Path, content: str) -> None:
     [
         (
             lambda run: (run / "metrics.csv").unlink(),
-            r"run has no metrics.csv and so is no run; expected config.json and",
+            r"run has no metrics.csv, though it says .* finished; expected config.json and",
         ),
         (
             lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"),
@@ -301,12 +323,14 @@ def test_a_run_that_has_logged_nothing_yet_is_named_and_left_out(
     write_run(tmp_path / "a")
     header = read(tmp_path / "a").splitlines(keepends=True)[0]
     (write_run(tmp_path / "fresh", seed=2) / "metrics.csv").write_text(header)
+    (write_run(tmp_path / "started", seed=4, finished=False) / "metrics.csv").unlink()
     (write_run(tmp_path / "young", seed=3) / "metrics.csv").write_text(header + "4000,1000,0,1.0,,\n")
 
     run_command(monkeypatch, tmp_path, "--output", tmp_path / "out")
 
     errors = capsys.readouterr().err
     assert "fresh left out: it has logged nothing yet" in errors
+    assert "started left out: it has logged nothing yet" in errors
     assert "young has no value of return_mean_100 yet and is not drawn" in errors
 
     with pytest.raises(SystemExit, match="no run has logged anything yet"):

@@ -16,8 +16,15 @@ from fastrl.runs.tables import read_columns, without_redone
 
 FORMAT = 1  # of config.json; what other formats mean is not guessed
 
-# What the runs of one group may differ in.
-_SEED_ONLY = frozenset({"seed", "seeds", "name"})
+# What the runs of one group may differ in: their seeds, and what shapes neither learning nor its measurement. The
+# device and the precision are not among it, though they should not matter: that is what a report can show.
+_NO_SETTING = frozenset({
+    "seed", "seeds", "name", "runs", "threads", "torch_threads", "tensorboard", "histograms", "log_every_steps",
+    "checkpoint_every_minutes", "checkpoint_every_steps", "keep_checkpoints", "checkpoint_replay",
+    "evaluate_every_steps", "evaluation_episodes",
+})  # fmt: skip
+
+_PLACES = ("frames", "steps", "wall_s")  # columns that every row of metrics.csv fills
 
 _EXPECTED = "expected config.json and metrics.csv, as every fastrl trainer writes them into runs/<name>/"
 
@@ -29,20 +36,13 @@ class Run:
     path: Path
     algorithm: str
     env: str
+    game: str | None  # the Atari game as ale-py writes it; None: another environment
     seed: int | None
     finished: bool
     protocol: str | None  # the name of its Atari rules
     setting: dict[str, Any]  # all that must be equal in the runs of a group
     metrics: dict[str, np.ndarray]
     evaluations: dict[str, np.ndarray] | None  # None: it was not evaluated
-
-    @property
-    def game(self) -> str | None:
-        """The Atari game's name as ale-py writes it; None for other environments."""
-        try:
-            return find_game(self.env).name
-        except ValueError:
-            return None
 
     def last(self, column: str) -> float:
         """The last value of a metric that was measured; nan if none was."""
@@ -68,32 +68,43 @@ def read_run(path: str | Path) -> Run:
     """Read one run directory; a live one too.
 
     Raises:
-        FileNotFoundError: it lacks config.json or metrics.csv.
+        FileNotFoundError: it lacks config.json, or metrics.csv though it has finished.
         ValueError: they are damaged, of a newer format, or not of fastrl.
     """
     path = Path(path)
-    for name in ("config.json", "metrics.csv"):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"read_run: {path} has no {name} and so is no run; {_EXPECTED}")
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"read_run: {path} has no config.json and so is no run; {_EXPECTED}")
     stored = _stored_config(path / "config.json")
-    metrics = without_redone(_with_columns(path / "metrics.csv", "frames", "steps", "wall_s"))
+    finished = bool(stored.get("finished", False))
+    if (path / "metrics.csv").is_file():
+        metrics = without_redone(_with_columns(path / "metrics.csv", *_PLACES))
+    elif finished:
+        raise FileNotFoundError(
+            f"read_run: {path} has no metrics.csv, though it says that it has finished; {_EXPECTED}"
+        )
+    else:  # it has just begun
+        metrics = {name: np.empty(0) for name in _PLACES}
     evaluations = None
     if (path / "evaluations.csv").is_file():
         evaluations = _with_columns(path / "evaluations.csv", "frames", "steps", "mean", "std")
     config: dict[str, Any] = stored["config"]
-    protocol: dict[str, Any] | None = stored.get("protocol")
-    rules = {f"protocol.{k}": v for k, v in (protocol or {}).items() if k != "reference"}
-    setting = {"algorithm": stored["algorithm"], **_flat(config), **rules}
-    if protocol:
-        setting.pop("protocol", None)  # its rules say more than the name that was asked for
+    rules: dict[str, Any] = stored.get("protocol") or {}
+    setting = {"algorithm": stored["algorithm"], **_flat(config)}
+    if rules:  # they say more than the name that was asked for
+        setting.pop("protocol", None)
+        setting |= {f"protocol.{k}": v for k, v in rules.items() if k != "reference"}
+    env = str(config["env"])
+    game = _game(env)
+    named = rules.get("name") or config.get("protocol")
     return Run(
         path=path,
         algorithm=str(stored["algorithm"]),
-        env=str(config["env"]),
+        env=env,
+        game=game,
         seed=config.get("seed"),
-        finished=bool(stored.get("finished", False)),
-        protocol=str(protocol["name"]) if protocol and "name" in protocol else None,
-        setting={k: v for k, v in setting.items() if k not in _SEED_ONLY},
+        finished=finished,
+        protocol=str(named) if game and named else None,
+        setting={k: v for k, v in setting.items() if k not in _NO_SETTING},
         metrics=metrics,
         evaluations=evaluations if evaluations and not np.isnan(evaluations["mean"]).all() else None,
     )
@@ -147,6 +158,13 @@ def _stored_config(path: Path) -> dict[str, Any]:
     if not (isinstance(stored["config"], dict) and "env" in stored["config"]):
         raise ValueError(f"read_run: {path} names no env in its config; the file is damaged")
     return stored
+
+
+def _game(env: str) -> str | None:
+    try:
+        return find_game(env).name
+    except ValueError:
+        return None
 
 
 def _with_columns(path: Path, *needed: str) -> dict[str, np.ndarray]:
