@@ -7,6 +7,7 @@ one-step samples are two views of the same five frames.
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import math
 import os
@@ -35,6 +36,7 @@ LEAST_SPARE_STEPS = 64
 # What capacity="auto" leaves to the rest of the machine.
 _LEFT_FREE_BYTES = 4_000_000_000
 _MOST_LANES = 65_536
+_DIGEST_SLOTS = 4096  # that are copied at a time
 _PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
 
 _log = logging.getLogger(__name__)
@@ -481,6 +483,24 @@ class Replay:
         if priorities is not None:
             weights = np.frombuffer(zlib.decompress(base64.b64decode(priorities.pop("weights"))), np.uint64)
             self._sampler.restore(gamma=0.0, padding=_PADDINGS[self.padding], weights=weights, **priorities)
+
+    def digest(self) -> str:
+        """A hash of all that can still be drawn, and of what will be drawn next. Writers are to rest meanwhile."""
+        self._require_here("digest")
+        found = hashlib.sha256(repr((self._shape(self._slots), self.seed, self._sampler.batches)).encode())
+        for lane, end in enumerate(self.boundary()):
+            at = max(0, end - (self._slots - int(native.core.guard_steps)))
+            found.update(repr((lane, at, end)).encode())
+            while at < end:
+                until = min(end, at + _DIGEST_SLOTS)
+                found.update(np.ascontiguousarray(self._ring.copy_slots(lane, at, until)).data)
+                at = until
+        priorities = self._sampler.state()
+        if priorities is not None:
+            *plain, weights = priorities
+            found.update(repr(plain).encode())
+            found.update(np.ascontiguousarray(weights).data)
+        return found.hexdigest()
 
     def _store(self, directory: Path) -> SlotStore:
         return SlotStore(directory, self._shape(self._slots), self._ring.slot_words)

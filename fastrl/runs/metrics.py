@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.engine.replay_store import write_private
+from fastrl.engine.files import write_private
 from fastrl.runs.appended_file import AppendedFile
 from fastrl.runs.events import EventFile
 

@@ -1,0 +1,264 @@
+"""Envs whose every step is recorded in a replay: Atari games by their own threads, any other Gymnasium env from Python.
+
+What a trainer sees is the same for both: it acts on ``stacks()``, hands actions to ``send()``, may learn meanwhile, and
+``receive()`` tells how many steps were taken and which games ended. Autoreset happens within the step, so that every
+step of every env is a decision of the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
+from fastrl.engine.games import find_game
+from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
+from fastrl.engine.protocol import protocol as named_protocol
+from fastrl.engine.replay import Replay
+from fastrl.engine.rules import resolved_protocol
+
+
+@dataclass(frozen=True)
+class Game:
+    """A full game that ended, in its own score."""
+
+    env: int
+    game_return: float
+    frames: int
+    steps: int
+
+
+def is_atari(env_id: str) -> bool:
+    """Whether ``env_id`` names an Atari game that the pool plays."""
+    try:
+        find_game(env_id)
+    except ValueError:
+        return False
+    return True
+
+
+class RecordedAtari:
+    """An :class:`AtariPool` that writes its frames straight into the lanes of a replay.
+
+    Args:
+        env_id, num_envs, protocol, threads, seed: as for the pool.
+        capacity, alpha, replay_seed: as for :class:`Replay`.
+        protocol_changes: rules that replace the protocol's own.
+        resume_replay: a saved replay to go on with; then :meth:`start` is to be given the games that belong to it.
+    """
+
+    kind: Literal["atari", "gymnasium"] = "atari"
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        capacity: int | Literal["auto"],
+        *,
+        protocol: str | Protocol = DEFAULT_PROTOCOL,
+        protocol_changes: dict[str, Any] | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+        replay_seed: int = 0,
+        alpha: float | None = None,
+        resume_replay: Path | None = None,
+    ) -> None:
+        changes = protocol_changes or {}
+        rules = resolved_protocol(protocol, find_game(env_id).sticky, **changes)
+        self.num_envs = num_envs
+        self.replay = Replay(
+            capacity,
+            lanes=num_envs,
+            obs_shape=(OBS_SIDE, OBS_SIDE),
+            stack=DEFAULT_STACK,
+            seed=replay_seed,
+            padding=rules.stack_padding,
+            alpha=alpha,
+        )
+        if resume_replay is not None:
+            self.replay.load(resume_replay)
+        self.pool = AtariPool(
+            env_id,
+            num_envs,
+            protocol,
+            threads=threads,
+            seed=seed,
+            autoreset="same_step",
+            sink=self.replay.sink(continue_episodes=resume_replay is not None),
+            stacks=False,
+            **changes,
+        )
+        self.num_actions = self.pool.num_actions
+        self.frames_per_step = self.pool.protocol.frame_skip
+        self.obs_shape: tuple[int, ...] = (OBS_SIDE, OBS_SIDE)
+        self.rules_fingerprint = self.pool.rules_fingerprint
+
+    def start(self, states: Sequence[bytes] | None = None) -> None:
+        """Begin new games, or go on with saved ones."""
+        if states is None:
+            self.pool.reset()
+        else:
+            self.pool.load_state(list(states))
+
+    def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """What each env's agent looks at, (num_envs, stack, *obs_shape)."""
+        return self.replay.stacks(out)
+
+    def send(self, actions: npt.NDArray[np.int64]) -> None:
+        """Let all envs take a step, and return at once."""
+        self.pool.send(actions)
+
+    def receive(self) -> list[Game]:
+        """Wait for the step to be done, and recorded. Tells which full games ended with it."""
+        info = self.pool.recv()[-1]
+        if "game_return" not in info:
+            return []
+        ended = np.flatnonzero(info["_game_return"])
+        return [
+            Game(int(env), float(info["game_return"][env]), int(info["game_frames"][env]), int(info["game_steps"][env]))
+            for env in ended
+        ]
+
+    def save_state(self) -> list[bytes] | None:
+        """The games as they are, for :meth:`start`."""
+        return self.pool.save_state()
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.close()
+
+
+class RecordedGymnasium:
+    """Envs of Gymnasium with vectors as observations, stepped one after the other and recorded in a replay.
+
+    They have no state that could be saved: a run that is resumed begins new episodes.
+    """
+
+    kind: Literal["atari", "gymnasium"] = "gymnasium"
+    frames_per_step = 1
+    rules_fingerprint = None
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        capacity: int | Literal["auto"],
+        *,
+        seed: int = 0,
+        replay_seed: int = 0,
+        alpha: float | None = None,
+        resume_replay: Path | None = None,
+    ) -> None:
+        self.num_envs = num_envs
+        self._envs = make_gymnasium(env_id, num_envs)
+        observation, action = self._envs.single_observation_space, self._envs.single_action_space
+        if not isinstance(observation, spaces.Box) or observation.dtype is None or len(observation.shape) != 1:
+            raise ValueError(
+                f"env: {env_id} has observations {observation}; Gymnasium envs are to have vectors of numbers here, "
+                f"and Atari games are named as ale-py does"
+            )
+        self.action_space = action
+        self.num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
+        self._first_action = int(action.start) if isinstance(action, spaces.Discrete) else 0
+        self.obs_shape: tuple[int, ...] = observation.shape
+        self.replay = Replay(
+            capacity,
+            lanes=num_envs,
+            obs_shape=observation.shape,
+            obs_dtype="float32",
+            stack=1,
+            action=action,
+            seed=replay_seed,
+            alpha=alpha,
+        )
+        if resume_replay is not None:
+            self.replay.load(resume_replay)
+        self._seed = seed
+        self._writers = [self.replay.writer(lane) for lane in range(num_envs)]
+        self._returns = np.zeros(num_envs)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._actions: npt.NDArray[Any] | None = None
+
+    def start(self, states: Sequence[bytes] | None = None) -> None:
+        """Begin new episodes: there are no saved ones to go on with."""
+        assert states is None
+        obs, _ = self._envs.reset(seed=self._seed)
+        for writer, first in zip(self._writers, obs, strict=True):
+            writer.start(first.astype(np.float32))
+
+    def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """What each env's agent looks at, (num_envs, 1, *obs_shape)."""
+        return self.replay.stacks(out)
+
+    def send(self, actions: npt.NDArray[Any]) -> None:
+        """Let all envs take a step, which :meth:`receive` does: there are no threads here."""
+        self._actions = actions
+
+    def receive(self) -> list[Game]:
+        """Take the step and record it. Tells which episodes ended with it."""
+        assert self._actions is not None, "receive: send() comes first"
+        actions, self._actions = self._actions, None
+        obs, reward, terminated, truncated, info = self._envs.step(actions + self._first_action)
+        self._returns += reward
+        self._steps += 1
+        games = []
+        for env, writer in enumerate(self._writers):
+            over = bool(terminated[env] or truncated[env])
+            led_to = info["final_obs"][env] if over else obs[env]
+            writer.append(
+                actions[env],
+                float(reward[env]),
+                np.asarray(led_to, np.float32),
+                terminated=bool(terminated[env]),
+                truncated=bool(truncated[env]),
+            )
+            if over:
+                writer.start(obs[env].astype(np.float32))
+                steps = int(self._steps[env])
+                games.append(Game(env, float(self._returns[env]), steps, steps))
+                self._returns[env] = self._steps[env] = 0
+        return games
+
+    def save_state(self) -> list[bytes] | None:
+        """None: these envs cannot be saved."""
+        return None
+
+    def close(self) -> None:
+        """End the envs and free the lanes."""
+        for writer in self._writers:
+            writer.close()
+        self._envs.close()
+
+
+RecordedEnvs = RecordedAtari | RecordedGymnasium
+
+
+def make_gymnasium(env_id: str, num_envs: int) -> Any:
+    """Gymnasium's own vector of ``env_id``, which resets within the step.
+
+    Raises:
+        ValueError: there is no such env; the message names near ones.
+    """
+    try:
+        return gymnasium.make_vec(
+            env_id,
+            num_envs=num_envs,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        )
+    except gymnasium.error.UnregisteredEnv as error:
+        raise ValueError(f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium: {error}") from None
+
+
+def evaluation_protocol(name: str | Protocol) -> dict[str, Any]:
+    """Which rules a policy is measured by under this protocol: full games, true rewards, the protocol's time limit."""
+    rules = named_protocol(name)
+    return {"life_loss": "ignored", "reward": "raw", "max_frames": rules.evaluation_max_frames}

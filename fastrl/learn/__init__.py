@@ -1,0 +1,1 @@
+"""What learners share and papers do not mention: networks, optimisers, captured graphs."""

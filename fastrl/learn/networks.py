@@ -1,0 +1,129 @@
+"""The networks of the papers. Each is built from a description of plain values, which a checkpoint keeps."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastrl.engine.games import nearest
+
+# Filters, size and stride of each convolution, and the units that follow: Mnih et al. 2015, and 2013 (which A3C uses).
+_CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, int, int], ...], int]] = {
+    "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),
+    "a3c": (((16, 8, 4), (32, 4, 2)), 256),
+}
+
+
+def torso(description: dict[str, Any]) -> tuple[nn.Sequential, int]:
+    """Everything before the heads, and how many numbers it gives."""
+    name, shape = description["torso"], tuple(description["obs_shape"])
+    layers: list[nn.Module] = []
+    if name in _CONVOLUTIONS:
+        if len(shape) != 3:
+            raise ValueError(f"network: '{name}' looks at stacks of frames, observations here have shape {shape}")
+        channels, rows, columns = shape
+        convolutions, units = _CONVOLUTIONS[name]
+        for filters, size, stride in convolutions:
+            layers += [nn.Conv2d(channels, filters, size, stride), nn.ReLU()]
+            channels = filters
+            rows, columns = ((side - size) // stride + 1 for side in (rows, columns))
+        layers += [nn.Flatten(), nn.Linear(channels * rows * columns, units), nn.ReLU()]
+        return nn.Sequential(*layers), units
+    if name == "mlp":
+        width = math.prod(shape)
+        layers.append(nn.Flatten())
+        for units in description["hidden_units"]:
+            layers += [nn.Linear(width, units), nn.ReLU()]
+            width = units
+        return nn.Sequential(*layers), width
+    raise ValueError(f"network: '{name}' is unknown{nearest(name, [*_CONVOLUTIONS, 'mlp'])}; known: nature, a3c, mlp")
+
+
+class Scaled(nn.Module):
+    """Bytes become numbers in [0, 1], in the memory format that convolutions like best; floats stay as they are."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Of a batch of observations."""
+        if obs.dtype != torch.uint8:
+            return obs
+        kind = obs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return obs.to(dtype, memory_format=torch.channels_last).mul_(1 / 255)
+
+
+class QNetwork(nn.Module):
+    """Action values: one head, or a value and advantages (duelling, Wang et al. 2016).
+
+    >>> description = {"torso": "mlp", "obs_shape": [1, 4], "hidden_units": [8], "num_actions": 2}
+    >>> QNetwork(description)(torch.zeros(3, 1, 4)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.scaled = Scaled()
+        self.torso, width = torso(description)
+        self.dueling = bool(description.get("dueling", False))
+        actions = int(description["num_actions"])
+        if self.dueling:
+            # The paper gives each stream its own hidden layer; they share all but the torso's last one.
+            last = self.torso[-2]
+            assert isinstance(last, nn.Linear)
+            self.torso = nn.Sequential(*list(self.torso)[:-2])
+            self.value = nn.Sequential(nn.Linear(last.in_features, width), nn.ReLU(), nn.Linear(width, 1))
+            self.advantage = nn.Sequential(nn.Linear(last.in_features, width), nn.ReLU(), nn.Linear(width, actions))
+        else:
+            self.head = nn.Linear(width, actions)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The value of each action, (batch, actions)."""
+        features = self.torso(self.scaled(obs))
+        if not self.dueling:
+            values: Tensor = self.head(features)
+            return values
+        advantage = self.advantage(features)
+        duelled: Tensor = self.value(features) + advantage - advantage.mean(1, keepdim=True)
+        return duelled
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"q": QNetwork}
+
+
+def build(description: dict[str, Any], seed: Sequence[int] | None = None) -> nn.Module:
+    """The network that ``description`` describes.
+
+    Args:
+        description: ``kind``, ``torso``, ``obs_shape`` and what these need; ``factory`` names a function of the user's
+            own, ``module:function``, which is given the description.
+        seed: words of entropy for the first weights; None: they are loaded afterwards.
+    """
+    factory = description.get("factory")
+    make = user_factory(factory) if factory else _KINDS[description["kind"]]
+    with torch.random.fork_rng(devices=[]):
+        words = np.random.SeedSequence(list(seed) if seed is not None else 0).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        network = make(description)
+    if len(description["obs_shape"]) == 3:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def user_factory(name: str) -> Callable[[dict[str, Any]], nn.Module]:
+    """The function ``module:function`` of the user's own that makes a network."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"network: '{name}' is not of the form module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network: '{name}' cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+    if not callable(found):
+        raise ValueError(f"network: '{name}' is {type(found).__name__}, not a function that makes a network")
+    made: Callable[[dict[str, Any]], nn.Module] = found
+    return made

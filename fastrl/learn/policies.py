@@ -1,0 +1,77 @@
+"""A trained network as something that acts, built from what a checkpoint says, without its algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fastrl.learn.networks import build
+
+
+class Policy:
+    """Acts on stacks of observations as a run's network would.
+
+    Args:
+        description: what the trainer stored: ``network``, ``prefix`` (of the network's tensors) and ``acts``:
+            "greedy" on action values.
+        tensors: of a checkpoint.
+        device: where the network runs.
+        factory: makes the network, where it is the user's own; None: as the description says.
+
+    Example:
+        >>> network = {"kind": "q", "torso": "mlp", "obs_shape": [1, 4], "hidden_units": [8], "num_actions": 2}
+        >>> tensors = {f"online.{k}": v for k, v in build(network, [0]).state_dict().items()}
+        >>> policy = Policy({"network": network, "prefix": "online.", "acts": "greedy"}, tensors)
+        >>> policy.act(np.zeros((3, 1, 4), np.float32)).shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        device: str = "cpu",
+        factory: Callable[[dict[str, Any]], nn.Module] | None = None,
+    ) -> None:
+        self.description = dict(description)
+        network = dict(description["network"])
+        self.obs_shape: tuple[int, ...] = tuple(network["obs_shape"])
+        self.num_actions = int(network["num_actions"])
+        self.device = torch.device(device)
+        prefix = str(description["prefix"])
+        self.network = factory(network) if factory else build(network)
+        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.network.to(self.device).eval()
+
+    def act(
+        self, obs: npt.NDArray[Any], epsilon: float = 0.0, generator: np.random.Generator | None = None
+    ) -> npt.NDArray[np.int64]:
+        """An action for each observation; a single observation gets a single action.
+
+        Args:
+            obs: (n, *obs_shape), or one of obs_shape.
+            epsilon: how often to act at random; needs a ``generator``.
+            generator: of what is random.
+        """
+        given = np.asarray(obs)
+        single = given.shape == self.obs_shape
+        if single:
+            given = given[None]
+        if given.shape[1:] != self.obs_shape:
+            raise ValueError(
+                f"act: observations have shape {given.shape}, expected (n, {self.obs_shape}) or one of them"
+            )
+        with torch.inference_mode():
+            values = self.network(torch.from_numpy(np.ascontiguousarray(given)).to(self.device))
+            actions: npt.NDArray[np.int64] = values.argmax(1).cpu().numpy()
+        if epsilon > 0:
+            if generator is None:
+                raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
+            random = generator.random(len(actions)) < epsilon
+            actions = np.where(random, generator.integers(self.num_actions, size=len(actions)), actions)
+        return actions[0] if single else actions

@@ -1,0 +1,225 @@
+"""Evaluation beside training: a snapshot of the weights on disk, a process that plays with it, a row when it is done.
+
+What is evaluated, with which seeds, and which weights count as best depend on steps and seed alone, never on when a
+process ends. A run that is resumed evaluates what it had not yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrl.engine.files import DamagedFile, read_json, write_json, write_private
+from fastrl.runs import checkpoint, seeds
+from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.console import Console
+from fastrl.runs.run_dir import RunDir
+
+COLUMNS = (
+    "frames", "steps", "updates", "wall_s",
+    "episodes", "epsilon", "mean", "median", "std", "min", "max", "length_mean", "hns", "seconds",
+)  # fmt: skip
+
+
+class BackgroundEvaluation:
+    """The evaluations of one run, one after the other in processes of their own."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        store: CheckpointStore,
+        episodes: int,
+        epsilon: float,
+        seed: int,
+        console: Console,
+    ) -> None:
+        self.run, self._store, self._console, self._note = run, store, console, console.note
+        self._order = {"episodes": episodes, "epsilon": epsilon, "seed": seed}
+        self._snapshots = CheckpointStore(run.path / "evaluations", keep=1_000_000)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._working_on: Path | None = None
+        self._failed: set[Path] = set()
+        self.rows: list[dict[str, Any]] = read_evaluations(run.evaluations_file)
+
+    def resume(self, steps: int | None) -> None:
+        """Forget what was evaluated after the checkpoint of ``steps``, which will come again; None: a new run."""
+        if steps is None:
+            return
+        self.rows = [row for row in self.rows if row["steps"] <= steps]
+        self._write_rows()
+        for at in self._snapshots.steps_saved():
+            if at > steps:
+                self._forget(self._snapshots.directory / f"ckpt-{at:012d}.json")
+        best = self._store.load_best()
+        if best is not None and best.steps > steps:
+            self._note("the best weights so far were of later steps than this checkpoint; they are found again")
+            best.path.unlink()
+        self.poll()
+
+    def submit(
+        self, counts: Mapping[str, float], tensors: Mapping[str, torch.Tensor], policy: Mapping[str, Any]
+    ) -> None:
+        """Have the policy's tensors evaluated. ``counts`` begins the row."""
+        if any(row["steps"] == counts["steps"] for row in self.rows):
+            return
+        mine = {name: tensor for name, tensor in tensors.items() if name.startswith(policy["prefix"])}
+        try:
+            self._snapshots.save(
+                int(counts["steps"]), mine, {"counts": dict(counts), "policy": dict(policy), **self._order}
+            )
+        except OSError as error:
+            self._note(
+                f"evaluation at {int(counts['steps']):,} steps is left out: its weights cannot be written ({error})"
+            )
+            return
+        self.poll()
+
+    def poll(self) -> None:
+        """Take results that are there, and start the next evaluation."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._take_result(self._process.returncode)
+        waiting = [
+            path
+            for steps in reversed(self._snapshots.steps_saved())
+            if (path := self._snapshots.directory / f"ckpt-{steps:012d}.json") not in self._failed
+        ]
+        if waiting:
+            self._working_on = waiting[0]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fastrl.runs.background_evaluation", str(waiting[0]), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the trainer's affair
+            )
+
+    def wait(self) -> None:
+        """Until all that was submitted is evaluated."""
+        while True:
+            self.poll()
+            if self._process is None:
+                return
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End what is under way. It is done again when the run is resumed."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _take_result(self, code: int) -> None:
+        assert self._process is not None
+        assert self._working_on is not None
+        _, said = self._process.communicate()
+        self._process, path = None, self._working_on
+        result = path.with_suffix(".result")
+        try:
+            if code != 0:
+                raise DamagedFile(
+                    said.decode(errors="replace").strip().splitlines()[-1] if said else f"exit code {code}"
+                )
+            row = read_json(result)
+        except DamagedFile as error:
+            self._note(f"evaluation {path.stem} failed: {error}")
+            self._failed.add(path)
+            return
+        self.rows.append(row)
+        self.rows.sort(key=lambda r: r["steps"])
+        self._write_rows()
+        best = max(self.rows, key=lambda r: (r["mean"], -r["steps"]))  # the earlier one of equals
+        self._console.evaluated(row, best)
+        hns = "" if row["hns"] is None else f", human-normalised {row['hns']:.2f}"
+        self._note(
+            f"evaluation at {int(row['steps']):,} steps: mean return {row['mean']:.2f} of {int(row['episodes'])} games "
+            f"({row['min']:.0f} to {row['max']:.0f}){hns}; best {best['mean']:.2f} at {int(best['steps']):,}"
+        )
+        if best is row:
+            snapshot = checkpoint.read(path)
+            self._store.save_best(
+                snapshot.steps, snapshot.tensors, {"evaluation": row, "policy": snapshot.state["policy"]}
+            )
+        self._forget(path)
+
+    @staticmethod
+    def _forget(path: Path) -> None:
+        for suffix in (".json", ".safetensors", ".result"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def _write_rows(self) -> None:
+        text = [",".join(COLUMNS)]
+        for row in self.rows:
+            text.append(",".join("" if row[name] is None else repr(row[name]) for name in COLUMNS))
+        try:
+            write_private(self.run.evaluations_file, ("\n".join(text) + "\n").encode())
+        except OSError as error:
+            self._note(f"evaluations.csv cannot be written ({error}); tried again with the next one")
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluations.csv, in order; none if there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [
+            {name: json.loads(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)
+        ]
+    return sorted(rows, key=lambda row: row["steps"])
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when the trainer ends, however it does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit("the trainer is gone")
+
+
+def _work(path: Path) -> None:
+    """Evaluate one snapshot and write the result beside it."""
+    from fastrl.learn.policies import Policy
+    from fastrl.runs.evaluation import epsilon_greedy, evaluate, normalised
+
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    os.nice(10)  # learning comes first
+    snapshot = checkpoint.read(path)
+    state = snapshot.state
+    policy = Policy(state["policy"], snapshot.tensors)
+    seed = seeds.whole(state["seed"], f"evaluation at {snapshot.steps}")
+    env = state["policy"]["env"]
+    played = evaluate(
+        epsilon_greedy(policy, state["epsilon"], seed),
+        env,
+        state["policy"]["evaluation_rules"],
+        episodes=state["episodes"],
+        seed=seed,
+        threads=1,
+    )
+    summary = played.summary()
+    row = {
+        **state["counts"],
+        "epsilon": state["epsilon"],
+        **summary,
+        "hns": normalised(env, summary["mean"]),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_json(path.with_suffix(".result"), row)
+
+
+if __name__ == "__main__":
+    _die_with(int(sys.argv[2]))
+    _work(Path(sys.argv[1]))

@@ -1,0 +1,148 @@
+"""From a dataclass to a command: presets, resuming, several seeds, the proof of resuming."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastrl.engine.files import DamagedFile
+from fastrl.engine.games import nearest
+from fastrl.runs.options import refuse_changes
+from fastrl.runs.run_dir import NotARun, RunDir
+from fastrl.runs.traps import NonFiniteLoss
+
+Presets = dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """One algorithm as a command.
+
+    ``train`` is given a configuration, and what to go on with; it returns the session that it made.
+    """
+
+    algorithm: str
+    config_class: type[Any]
+    presets: Presets
+    train: Callable[..., Any]
+
+
+def with_preset(trainer: Trainer, name: str) -> Any:
+    """The configuration that a preset stands for."""
+    if name not in trainer.presets:
+        raise ValueError(
+            f"preset: '{name}' is unknown{nearest(name, list(trainer.presets))}; known: {', '.join(trainer.presets)}"
+        )
+    return trainer.config_class(preset=name, **trainer.presets[name])
+
+
+def preset_lines(trainer: Trainer, name: str) -> list[str]:
+    """What a preset changes of the defaults, a line each."""
+    base = trainer.config_class()
+    chosen = with_preset(trainer, name)
+    return [
+        f"  {field.name} = {getattr(chosen, field.name)!r} (default {getattr(base, field.name)!r})"
+        for field in dataclasses.fields(base)
+        if field.name != "preset" and getattr(chosen, field.name) != getattr(base, field.name)
+    ]
+
+
+def from_stored(config_class: type[Any], stored: dict[str, Any]) -> Any:
+    """A configuration as config.json has it."""
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(stored) - set(known))
+    if unknown:
+        raise NotARun(f"run: its configuration has {', '.join(unknown)}, which this version of fastrl does not know")
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        if isinstance(value, list):
+            value = tuple(value)
+        values[name] = Path(value) if name == "runs" else value
+    return config_class(**values)
+
+
+def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
+    """The flags that are not part of a configuration."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    default = next(iter(trainer.presets))
+    parser.add_argument("--preset", default=None, help=f"{', '.join(trainer.presets)} (default: {default})")
+    parser.add_argument("--resume", type=Path, help="go on with the run in this directory; more --steps extend it")
+    parser.add_argument("--resume-without-replay", type=Path, help="the same from a checkpoint that has no replay")
+    parser.add_argument("--accept-changed-bits", action="store_true", help="resume under other versions")
+    parser.add_argument("--seeds", help="several runs side by side within the cores: 0-4 or 0,3,7")
+    parser.add_argument(
+        "--verify-resume", type=int, metavar="STEPS", help="prove that stopping after STEPS changes nothing"
+    )
+    return parser
+
+
+def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """The configuration that a command line asks for, and the flags beside it."""
+    import tyro
+
+    own = _own_flags(trainer)
+    flags, rest = own.parse_known_args(arguments)
+    resumed = flags.resume or flags.resume_without_replay
+    if resumed is not None:
+        if flags.preset is not None:
+            raise ValueError("resume: the preset is stored with the run; leave out --preset")
+        run = RunDir.open(resumed)
+        if run.algorithm != trainer.algorithm:
+            raise NotARun(
+                f"resume: {resumed} is a run of {run.algorithm}; go on with it by python -m fastrl.{run.algorithm}"
+            )
+        default = from_stored(trainer.config_class, run.config)
+    else:
+        default = with_preset(trainer, flags.preset or next(iter(trainer.presets)))
+    description = (
+        f"{(sys.modules[trainer.config_class.__module__].__doc__ or '').splitlines()[0]}\n\n"
+        "Beside the options below (defaults are those of the chosen preset):\n" + own.format_help().split(":", 2)[-1]
+    )
+    config = tyro.cli(
+        trainer.config_class,
+        args=list(rest),
+        default=default,
+        prog=f"fastrl {trainer.algorithm}",
+        description=description,
+    )
+    if config.preset != default.preset:
+        raise ValueError("preset: give it as --preset NAME")
+    if resumed is not None:
+        refuse_changes(default, config)
+    return config, flags
+
+
+def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config, flags = parse(trainer, arguments)
+        if flags.verify_resume is not None:
+            from fastrl.runs.verify import verify_resume
+
+            sys.exit(verify_resume(trainer, config, flags.verify_resume))
+        if flags.seeds is not None:
+            from fastrl.runs.side_by_side import run_seeds
+
+            sys.exit(run_seeds(trainer.algorithm, list(arguments), flags.seeds, config.name))
+        if (
+            flags.resume is None
+            and flags.resume_without_replay is None
+            and config.preset != next(iter(trainer.presets))
+        ):
+            print(f"preset {config.preset}:", *preset_lines(trainer, config.preset), sep="\n")
+        exit_code = trainer.train(
+            config,
+            resume_run=flags.resume or flags.resume_without_replay,
+            without_replay=flags.resume_without_replay is not None,
+            accept_changed_bits=flags.accept_changed_bits,
+        ).exit_code
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, MemoryError, DamagedFile, NonFiniteLoss) as error:
+        sys.exit(f"fastrl {trainer.algorithm}: {error}")
+    sys.exit(exit_code)

@@ -1,0 +1,117 @@
+"""What every run can be told that is not part of an algorithm, and what of it may change when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastrl.engine.budget import usable_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that all trainers share."""
+
+    env: str = "BreakoutNoFrameskip-v4"  # an Atari game (as ale-py names it) or an id of Gymnasium
+    seed: int = 0  # of everything random; equal seeds give equal runs
+    name: str | None = None  # of the run's directory; default: algorithm, env, seed and time
+    runs: Path = Path("runs")  # where runs lie
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # that learns; auto: a GPU if there is one
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the networks' products; weights and optimiser stay fp32
+    deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU
+    threads: int | None = None  # that emulate; default: the usable cores
+    torch_threads: int | None = None  # that learn on a CPU; default: the usable cores. Changes bits
+    log_every_steps: int = 5_000  # a row of metrics.csv
+    checkpoint_every_minutes: float = 10.0  # 0: only at the end, and as checkpoint_every_steps says
+    checkpoint_every_steps: int | None = None  # as well
+    keep_checkpoints: int = 2  # the newest ones; the best one is kept apart
+    checkpoint_replay: bool = True  # without: small, but then only --resume-without-replay can go on
+    evaluate_every_steps: int = 250_000  # in a process of its own; 0: never
+    evaluation_episodes: int = 30  # full games each time
+    evaluation_epsilon: float = 0.05  # how often an evaluated policy acts at random
+    tensorboard: bool = True  # the numbers of metrics.csv also as TensorBoard events
+    histograms: bool = False  # of weights and gradients, to TensorBoard, with every row
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        require_whole(self, "seed", 0, 2**63 - 1)
+        for name, least in (("threads", 1), ("torch_threads", 1), ("checkpoint_every_steps", 1)):
+            if getattr(self, name) is not None:
+                require_whole(self, name, least)
+        for name, least in (
+            ("log_every_steps", 1),
+            ("keep_checkpoints", 1),
+            ("evaluate_every_steps", 0),
+            ("evaluation_episodes", 1),
+        ):
+            require_whole(self, name, least)
+        require_number(self, "checkpoint_every_minutes", 0, 1e6)
+        require_number(self, "evaluation_epsilon", 0, 1)
+
+
+# What neither shapes learning nor changes bits, so that a resumed run may have it otherwise.
+_MAY_CHANGE = {
+    "steps",
+    "device",
+    "threads",
+    "log_every_steps",
+    "checkpoint_every_minutes",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "checkpoint_replay",
+    "evaluate_every_steps",
+    "evaluation_episodes",
+    "tensorboard",
+    "histograms",
+    "runs",
+    "name",
+}
+
+
+def refuse_changes(stored: Any, asked: Any) -> None:
+    """Raise if ``asked`` differs from ``stored`` in anything that a resumed run cannot change."""
+    for field in dataclasses.fields(stored):
+        before, now = getattr(stored, field.name), getattr(asked, field.name)
+        if before != now and field.name not in _MAY_CHANGE:
+            raise ValueError(
+                f"resume: {field.name} was {before!r} and cannot become {now!r}, since the run would be another one; "
+                f"start a new run for that (may change: {', '.join(sorted(_MAY_CHANGE))})"
+            )
+
+
+def resolved(options: Any) -> Any:
+    """``options`` with everything that the machine decides filled in."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = options.device
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    if device == "cuda" and not cuda:
+        raise ValueError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu or auto")
+    cores = usable_cores()
+    return dataclasses.replace(
+        options,
+        device=device,
+        deterministic=(device == "cpu") if options.deterministic is None else options.deterministic,
+        torch_threads=cores if options.torch_threads is None else options.torch_threads,
+    )
+
+
+def require_whole(config: Any, name: str, least: int, most: int | None = None) -> None:
+    """Raise unless the field is a whole number in [least, most]."""
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{name}: {value!r} is not a whole number in [{least}, {'...' if most is None else most}]")
+
+
+def require_number(config: Any, name: str, least: float, most: float) -> None:
+    """Raise unless the field is a number in [least, most]."""
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (least <= value <= most):
+        raise ValueError(f"{name}: {value!r} is outside [{least}, {most}]")
+    if math.isnan(value):
+        raise ValueError(f"{name}: is not a number")

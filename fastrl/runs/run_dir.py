@@ -1,0 +1,207 @@
+"""A run's directory: its configuration, and where everything else of it lies."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastrl.engine.budget import usable_cores
+from fastrl.engine.files import write_private
+from fastrl.engine.native import PACKAGE_DIR, __version__, build_info
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+
+
+class NotARun(ValueError):
+    """A directory that holds no run, or one that this version cannot read: which, and why."""
+
+
+class RunDir:
+    """One run on disk: ``config.json``, ``metrics.csv``, ``evaluations.csv``, ``tensorboard/``, ``checkpoints/``.
+
+    >>> import tempfile
+    >>> run = RunDir.create(Path(tempfile.mkdtemp()), "demo", "dqn", {"env": "pong", "seed": 0})
+    >>> RunDir.open(run.path).config["env"]
+    'pong'
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path = path
+        self.description = description
+
+    @classmethod
+    def create(
+        cls, runs_directory: Path, name: str | None, algorithm: str, config: dict[str, Any], **more: Any
+    ) -> RunDir:
+        """Make the directory of a new run.
+
+        Args:
+            runs_directory: where runs lie.
+            name: None: from env, seed and time.
+            algorithm: the module in fastrl that trains it.
+            config: every value that was resolved.
+            more: further facts for config.json.
+
+        Raises:
+            FileExistsError: there is a run of that name.
+        """
+        if name is None:
+            game = str(config["env"]).replace("/", "-")
+            now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            name = f"{algorithm}-{game}-s{config['seed']}-{now}"
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"name: {name!r} is not a plain directory name of letters, digits, '.', '_', '+' and '-'")
+        path = runs_directory / name
+        try:
+            path.mkdir(parents=True, mode=0o755)
+        except FileExistsError:
+            raise FileExistsError(
+                f"name: {path} exists already; continue it with --resume {path}, or give another --name"
+            ) from None
+        run = cls(
+            path,
+            {
+                "format": FORMAT,
+                "algorithm": algorithm,
+                "config": config,
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "versions": versions(),
+                "machine": machine(),
+                "commit": commit(),
+                **more,
+                "finished": False,
+            },
+        )
+        run.write()
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunDir:
+        """An existing run.
+
+        Raises:
+            NotARun: there is none, or one of a format that this version does not read.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise NotARun(f"run: {directory} is not a directory; a run's directory holds config.json")
+        try:
+            description = json.loads((directory / "config.json").read_text())
+            if not isinstance(description, dict) or not isinstance(description["config"], dict):
+                raise ValueError("it has no configuration")
+        except FileNotFoundError:
+            raise NotARun(f"run: {directory} has no config.json, so it is not a run of fastrl") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise NotARun(f"run: {directory}/config.json cannot be read ({error})") from None
+        if description.get("format") != FORMAT:
+            raise NotARun(
+                f"run: {directory} has format {description.get('format')!r}, this version of fastrl reads {FORMAT}"
+            )
+        return cls(directory, description)
+
+    def write(self) -> None:
+        """Write config.json again."""
+        write_private(self.path / "config.json", json.dumps(self.description, indent=1).encode() + b"\n")
+
+    def update(self, **facts: Any) -> None:
+        """Change facts of config.json, on disk too."""
+        self.description |= facts
+        self.write()
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def algorithm(self) -> str:
+        """The module in fastrl that trains it."""
+        return str(self.description["algorithm"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every value of its configuration."""
+        return dict(self.description["config"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has made all its steps."""
+        return bool(self.description["finished"])
+
+    @property
+    def metrics_file(self) -> Path:
+        """A row each log interval."""
+        return self.path / "metrics.csv"
+
+    @property
+    def evaluations_file(self) -> Path:
+        """A row each evaluation."""
+        return self.path / "evaluations.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """For :class:`fastrl.runs.checkpoint.CheckpointStore`."""
+        return self.path / "checkpoints"
+
+
+def versions() -> dict[str, str]:
+    """Of everything that changes results."""
+    import gymnasium
+    import numpy
+    import torch
+
+    return {
+        "fastrl": __version__,
+        "source_hash": str(build_info()["source_hash"]),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "gymnasium": gymnasium.__version__,
+        "ale_py": str(build_info()["ale_py"]),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the run runs on; no names of hosts or users."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": model, "usable_cores": usable_cores(), "gpu": gpu}
+
+
+def commit() -> str | None:
+    """Of the source tree that is imported; None for an installed package."""
+    if not (PACKAGE_DIR.parent / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(PACKAGE_DIR.parent), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A dataclass of plain values as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath))
+    return found

@@ -1,0 +1,323 @@
+"""A run under way: counts what was done, logs it, saves it, has it evaluated, and stops when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fastrl.engine.recorded_envs import Game, RecordedEnvs
+from fastrl.runs import checkpoint
+from fastrl.runs.background_evaluation import BackgroundEvaluation
+from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
+from fastrl.runs.console import Console
+from fastrl.runs.game_statistics import GameStatistics
+from fastrl.runs.metrics import MetricsLog
+from fastrl.runs.run_dir import NotARun, RunDir, as_json, versions
+from fastrl.runs.stages import StageClock
+from fastrl.runs.stop import StopSignals
+
+# What changes the bits of a result: a run that is resumed under others is not the same run.
+_BITS_DEPEND_ON = ("torch", "numpy", "ale_py")
+
+
+@dataclass
+class Resumed:
+    """A run that is to go on, and the checkpoint it goes on from."""
+
+    run: RunDir
+    checkpoint: Checkpoint
+    replay_save: Path | None  # None: the replay is filled again by acting
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The checkpoint's, as it was given to :meth:`Session.checkpoint`."""
+        found: dict[str, Any] = self.checkpoint.state["trainer"]
+        return found
+
+    @property
+    def env_states(self) -> list[bytes] | None:
+        """The envs as they were, if they could be saved and the replay that belongs to them is there."""
+        count = self.checkpoint.state["env_states"]
+        if count is None or self.replay_save is None:
+            return None
+        return [bytes(self.checkpoint.tensors[f"env.{i}"].numpy().tobytes()) for i in range(count)]
+
+
+def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Resumed:
+    """Open a run to go on with it.
+
+    Raises:
+        NotARun: there is none, it has no checkpoint, or going on would silently change its bits.
+    """
+    run = RunDir.open(path)
+    store = CheckpointStore(run.checkpoints)
+    found = store.load(note=print)
+    if found is None:
+        raise NotARun(f"resume: {path} has no checkpoint yet; start it again under another name")
+    now, before = versions(), run.description["versions"]
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in _BITS_DEPEND_ON if now[name] != before.get(name)]
+    if changed and not accept_changed_bits:
+        raise NotARun(
+            f"resume: {path} was trained under other versions ({', '.join(changed)}), so going on would not be "
+            f"bit-exact; install those, or give --accept-changed-bits"
+        )
+    replay = found.state["replay"]
+    if replay is None and not without_replay:
+        raise NotARun(
+            f"resume: the checkpoint of {path} has no replay; --resume-without-replay fills a new one by acting first"
+        )
+    return Resumed(run, found, None if without_replay else store.replay_directory / replay)
+
+
+class Session:
+    """A context in which a trainer's loop runs.
+
+    Args:
+        algorithm: the trainer's name.
+        config: its resolved configuration, of :class:`RunOptions`.
+        envs: that it acts in.
+        resumed: what it goes on from; None: a new run.
+        policy: what an evaluation needs to know besides the tensors.
+        facts: further facts for config.json.
+    """
+
+    digest_at_end = False  # fastrl.runs.verify sets it: hashing a full replay takes seconds
+
+    def __init__(
+        self,
+        algorithm: str,
+        config: Any,
+        envs: RecordedEnvs,
+        *,
+        resumed: Resumed | None = None,
+        policy: dict[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.config, self.envs, self.policy = config, envs, policy
+        if resumed is None:
+            self.run = RunDir.create(config.runs, config.name, algorithm, as_json(config), **facts)
+        else:
+            self.run = resumed.run
+            self.run.update(config=as_json(config), finished=False)
+        saved = None if resumed is None else resumed.checkpoint.state["session"]
+        self.steps: int = saved["steps"] if saved else 0
+        self.updates: int = saved["updates"] if saved else 0
+        self._wall_before_s: float = saved["wall_s"] if saved else 0.0
+        self.games = GameStatistics()
+        if saved:
+            self.games.load(saved["games"])
+        self.final_digest: str | None = None
+        self.exit_code = 0  # what the process should end with
+        self.store = CheckpointStore(self.run.checkpoints, config.keep_checkpoints)
+        self.clock = StageClock()
+        self._stack = contextlib.ExitStack()
+        self._began_s = self._logged_s = time.perf_counter()
+        self._logged_steps = self._logged_updates = 0
+        self._saved_s = time.perf_counter()
+        self._resumed = resumed
+
+    # ---- the run
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames, counted as papers do: each step has the protocol's frame skip of them."""
+        return self.steps * self.envs.frames_per_step
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of all the run's lives together."""
+        return self._wall_before_s + time.perf_counter() - self._began_s
+
+    def __enter__(self) -> Session:
+        config, enter = self.config, self._stack.enter_context
+        title = f"{self.run.algorithm} {config.env} seed {config.seed}: {self.run.path}"
+        self.console = Console(title, config.steps)
+        self._stack.callback(self.console.close)
+        at = self.steps if self._resumed else None
+        self.metrics = MetricsLog(
+            self.run.metrics_file,
+            self.run.path / "tensorboard" if config.tensorboard else None,
+            resume_at_steps=at,
+            note=self.note,
+        )
+        self._stack.callback(self.metrics.close)
+        self.evaluation = BackgroundEvaluation(
+            self.run, self.store, config.evaluation_episodes, config.evaluation_epsilon, config.seed, self.console
+        )
+        self._stack.callback(self.evaluation.close)
+        self.evaluation.resume(at)
+        self._signals = enter(StopSignals(self.note))
+        self._began_s = self._logged_s = self._saved_s = time.perf_counter()
+        self._logged_steps, self._logged_updates = self.steps, self.updates
+        self.clock.take()
+        if self._resumed:
+            self.note(f"resumed at {self.steps:,} steps")
+            if self._resumed.env_states is None:
+                self.note("these envs have no saved state: the episodes that were under way begin again")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def note(self, text: str) -> None:
+        """Tell the user something."""
+        self.console.note(text)
+
+    # ---- the loop
+
+    def running(self) -> bool:
+        """Whether another round is to be made: not all steps are done, and nobody asked to stop."""
+        if self._signals.requested:
+            self.note(self._signals.reason)
+            self.exit_code = self._signals.exit_code
+            return False
+        return self.steps < int(self.config.steps)
+
+    def stepped(self, steps: int, games: Iterable[Game]) -> None:
+        """Count what the envs did."""
+        self.steps += steps
+        for game in games:
+            self.games.add(game.game_return, game.frames, game.steps)
+
+    def crossed(self, every: int | None, steps: int) -> bool:
+        """Whether a multiple of ``every`` was reached within the last ``steps`` steps."""
+        return bool(every) and self.steps // every > (self.steps - steps) // every  # type: ignore[operator]
+
+    def checkpoint_due(self, steps: int) -> bool:
+        """Whether it is time to save."""
+        minutes = self.config.checkpoint_every_minutes
+        by_clock = minutes > 0 and time.perf_counter() - self._saved_s >= minutes * 60
+        return by_clock or self.crossed(self.config.checkpoint_every_steps, steps)
+
+    # ---- saving and telling
+
+    def log(self, values: Mapping[str, float | None], histograms: Mapping[str, Any] | None = None) -> None:
+        """Write a row: the counts, the games, the speed, and ``values``."""
+        now = time.perf_counter()
+        span = max(1e-9, now - self._logged_s)
+        times = self.clock.take()
+        row: dict[str, float | None] = {
+            "frames": self.frames,
+            "steps": self.steps,
+            "updates": self.updates,
+            "wall_s": round(self.wall_s, 3),
+            "games": self.games.count,
+            "return_mean_100": self.games.mean_return,
+            "return_smoothed": self.games.smoothed,
+            "length_mean_100": self.games.mean_length_steps,
+            **values,
+            "replay_fill": len(self.envs.replay) / self.envs.replay.capacity,
+            "memory_mb": resident_mb(),
+            "frames_per_s": (self.steps - self._logged_steps) * self.envs.frames_per_step / span,
+            "steps_per_s": (self.steps - self._logged_steps) / span,
+            "updates_per_s": (self.updates - self._logged_updates) / span,
+            **{f"share/{name}": share for name, share in times.shares.items()},
+        }
+        self._logged_s, self._logged_steps, self._logged_updates = now, self.steps, self.updates
+        self.metrics.write(row)
+        if histograms:
+            self.metrics.histograms(self.steps, histograms)
+        self.console.show(row, times.shares)
+        self.evaluation.poll()
+
+    def evaluate(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Have the policy among ``tensors`` evaluated while training goes on."""
+        counts = {"frames": self.frames, "steps": self.steps, "updates": self.updates, "wall_s": round(self.wall_s, 3)}
+        self.evaluation.submit(counts, tensors, self.policy)
+
+    def checkpoint(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> bool:
+        """Save everything. On a full disk training goes on and the last checkpoint stays.
+
+        Args:
+            tensors: of the learner.
+            state: of the learner; plain values.
+        """
+        self._saved_s = time.perf_counter()
+        self.metrics.sync()
+        everything = dict(tensors)
+        env_states = self.envs.save_state()
+        for i, saved in enumerate(env_states or []):
+            everything[f"env.{i}"] = torch.frombuffer(bytearray(saved), dtype=torch.uint8)
+        try:
+            replay = None
+            if self.config.checkpoint_replay:
+                replay = self.envs.replay.save(self.store.replay_directory, self.store.replay_saves_kept).name
+            whole = {
+                "session": {
+                    "steps": self.steps,
+                    "updates": self.updates,
+                    "wall_s": self.wall_s,
+                    "games": self.games.state(),
+                },
+                "policy": self.policy,
+                "trainer": dict(state),
+                "env_states": None if env_states is None else len(env_states),
+                "replay": replay,
+            }
+            self.store.save(self.steps, everything, whole)
+        except OSError as error:
+            self.note(
+                f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, the last whole checkpoint is "
+                f"at {next(iter(self.store.steps_saved()), None)} steps"
+            )
+            return False
+        return True
+
+    def digest(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:
+        """A hash of all that decides how the run goes on. Two runs that agree in it are the same run."""
+        env_states = [saved.hex() for saved in self.envs.save_state() or []]
+        return checkpoint.digest(
+            tensors,
+            {
+                "steps": self.steps,
+                "updates": self.updates,
+                "games": self.games.state(),
+                "trainer": dict(state),
+                "envs": env_states,
+                "replay": self.envs.replay.digest(),
+            },
+        )
+
+    def finish(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Save at the end, stopped or done; if done, wait for the evaluations."""
+        self.checkpoint(tensors, state)
+        if self.digest_at_end:
+            self.final_digest = self.digest(tensors, state)
+        if self.exit_code == 0:
+            if self.config.evaluate_every_steps:
+                self.evaluate(tensors)
+            self.evaluation.wait()
+            self.run.update(finished=True)
+            self.note(f"finished: {self.run.path}")
+        else:
+            self.note(f"stopped at {self.steps:,} steps; go on with --resume {self.run.path}")
+
+
+def resident_mb() -> float:
+    """Memory that this process takes now, in megabytes. What it has mapped twice (its own lanes) counts once."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run torch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,114 @@
+"""One run for each of several seeds, as many at a time as the cores carry."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+from fastrl.engine.budget import usable_cores
+
+_POLL_S = 0.2
+_SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as the command line has them.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    if not _SEEDS.fullmatch(text):
+        raise ValueError(f"seeds: {text!r} is neither like 0-4 nor like 0,3,7")
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise ValueError(f"seeds: {part} ends before it begins")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) != len(found):
+        raise ValueError(f"seeds: {text} has a seed twice")
+    return found
+
+
+def _without(arguments: Sequence[str], *flags: str) -> list[str]:
+    """The command line without these flags and their values."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in flags:
+            skip = True
+        elif not any(argument.startswith(f"{flag}=") for flag in flags):
+            kept.append(argument)
+    return kept
+
+
+def _retell(seed: int, output: IO[str] | None) -> None:
+    for line in output or ():
+        print(f"[seed {seed}] {line.rstrip()}", flush=True)
+
+
+def run_seeds(algorithm: str, arguments: Sequence[str], text: str, name: str | None) -> int:
+    """Train once for each seed, each run in a process and a directory of its own; returns the exit code.
+
+    Args:
+        algorithm: the trainer.
+        arguments: its command line.
+        text: the seeds, see :func:`parse_seeds`.
+        name: of the runs, to which ``-s<seed>`` is added; None: each takes its own.
+    """
+    waiting = parse_seeds(text)
+    cores = usable_cores()
+    at_once = min(cores, len(waiting))
+    each = max(1, cores // at_once)
+    shared = _without(arguments, "--seeds", "--seed", "--name")
+    # Cores are shared out: a run that is not told otherwise takes its part of them.
+    for flag in ("--threads", "--torch-threads"):
+        if not any(a == flag or a.startswith(f"{flag}=") for a in shared):
+            shared += [flag, str(each)]
+    print(f"seeds {text}: {at_once} runs at a time, {each} of {cores} cores each", flush=True)
+    running: dict[int, subprocess.Popen[str]] = {}
+    failed: list[int] = []
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)  # each ends with a checkpoint
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while running or (waiting and not stopping):
+            while waiting and len(running) < at_once and not stopping:
+                seed = waiting.pop(0)
+                own = ["--seed", str(seed), *(["--name", f"{name}-s{seed}"] if name else [])]
+                running[seed] = subprocess.Popen(
+                    [sys.executable, "-m", f"fastrl.{algorithm}", *shared, *own],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,  # no terminal: plain lines, which can be told apart
+                    text=True,
+                    start_new_session=True,  # Ctrl-C comes here, and is passed on once
+                )
+                threading.Thread(target=_retell, args=(seed, running[seed].stdout), daemon=True).start()
+            for seed, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[seed]
+                    if process.returncode != 0:
+                        failed.append(seed)
+                        print(f"seed {seed}: ended with exit code {process.returncode}", flush=True)
+            time.sleep(_POLL_S)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopping:
+        return 130
+    return 1 if failed else 0

@@ -1,0 +1,108 @@
+"""The proof on the user's own machine that stopping and going on changes nothing.
+
+One run makes 2N steps. Another makes them too, is killed without warning after its checkpoint at N, and goes on from
+there. Both must end with the same weights, optimiser, generators, replay and games, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.command_line import Trainer
+from fastrl.runs.run_dir import as_json
+
+_POLL_S = 0.02
+DIGEST_FILE = "digest.json"
+
+
+def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
+    """Prove it for this configuration; returns the exit code."""
+    round_steps = int(getattr(config, "num_envs", 1))
+    half = -(-steps // round_steps) * round_steps
+    if half != steps:
+        print(f"verify-resume: {steps} steps are no whole rounds of {round_steps} envs; taking {half}")
+    folder = Path(tempfile.mkdtemp(prefix="fastrl-verify-"))
+    try:
+        shared = dataclasses.replace(
+            config,
+            steps=2 * half,
+            runs=folder,
+            checkpoint_every_minutes=0.0,
+            evaluate_every_steps=0,
+            tensorboard=False,
+        )
+        print(f"one run of {2 * half:,} steps ...", flush=True)
+        whole = _digest(trainer, dataclasses.replace(shared, name="whole"))
+        print(f"another, killed after its checkpoint at {half:,} steps ...", flush=True)
+        broken = dataclasses.replace(shared, name="broken", checkpoint_every_steps=half)
+        killed_at = _kill_after_checkpoint(trainer, broken, half)
+        print(
+            f"killed (SIGKILL) with its newest checkpoint at {killed_at:,} steps; going on from there ...", flush=True
+        )
+        resumed = _digest(trainer, broken, resume=folder / "broken")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"  in one go:          {whole}\n  killed and resumed: {resumed}")
+    same = whole == resumed
+    print("equal: weights, optimiser, generators, replay and games agree to the bit" if same else "DIFFERENT")
+    return 0 if same else 1
+
+
+def _command(trainer: Trainer, config: Any, resume: Path | None) -> subprocess.Popen[bytes]:
+    """A process that trains with ``config`` and leaves its digest."""
+    order = {"config": as_json(config), "resume": None if resume is None else str(resume)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastrl.runs.verify", f"fastrl.{trainer.algorithm}", json.dumps(order)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
+    process = _command(trainer, config, resume)
+    if process.wait() != 0:
+        raise RuntimeError(f"verify-resume: a run ended with exit code {process.returncode}")
+    found: str = json.loads((config.runs / config.name / DIGEST_FILE).read_text())
+    return found
+
+
+def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
+    process = _command(trainer, config, None)
+    store = CheckpointStore(config.runs / config.name / "checkpoints")
+    while steps not in store.steps_saved():
+        if process.poll() is not None:
+            raise RuntimeError(f"verify-resume: the run ended (exit code {process.returncode}) before it was killed")
+        time.sleep(_POLL_S)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return store.steps_saved()[0]
+
+
+def _train_and_tell(module: str, order: dict[str, Any]) -> None:
+    import importlib
+
+    from fastrl.runs.command_line import from_stored
+    from fastrl.runs.session import Session
+
+    trainer: Trainer = importlib.import_module(module).TRAINER
+    config = from_stored(trainer.config_class, order["config"])
+    resume = None if order["resume"] is None else Path(order["resume"])
+    Session.digest_at_end = True
+    session = trainer.train(config, resume_run=resume)
+    (session.run.path / DIGEST_FILE).write_text(json.dumps(session.final_digest))
+
+
+if __name__ == "__main__":
+    _train_and_tell(sys.argv[1], json.loads(sys.argv[2]))
