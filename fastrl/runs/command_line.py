@@ -29,6 +29,7 @@ class Trainer:
     config_class: type[Any]
     presets: Presets
     train: Callable[..., Any]
+    default_preset: Callable[[str | None], str]  # for an env, or for none being named
 
 
 def with_preset(trainer: Trainer, name: str) -> Any:
@@ -68,8 +69,8 @@ def from_stored(config_class: type[Any], stored: dict[str, Any]) -> Any:
 def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
     """The flags that are not part of a configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    default = next(iter(trainer.presets))
-    parser.add_argument("--preset", default=None, help=f"{', '.join(trainer.presets)} (default: {default})")
+    names = ", ".join(trainer.presets)
+    parser.add_argument("--preset", help=f"{names} (default: {trainer.default_preset(None)} for Atari games)")
     parser.add_argument("--resume", type=Path, help="go on with the run in this directory; more --steps extend it")
     parser.add_argument("--resume-without-replay", type=Path, help="the same from a checkpoint that has no replay")
     parser.add_argument("--accept-changed-bits", action="store_true", help="resume under other versions")
@@ -97,7 +98,10 @@ def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Nam
             )
         default = from_stored(trainer.config_class, run.config)
     else:
-        default = with_preset(trainer, flags.preset or next(iter(trainer.presets)))
+        env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        env.add_argument("--env")
+        named = env.parse_known_args(rest)[0].env
+        default = with_preset(trainer, flags.preset or trainer.default_preset(named))
     description = (
         f"{(sys.modules[trainer.config_class.__module__].__doc__ or '').splitlines()[0]}\n\n"
         "Beside the options below (defaults are those of the chosen preset):\n" + own.format_help().split(":", 2)[-1]
@@ -129,12 +133,9 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
             from fastrl.runs.side_by_side import run_seeds
 
             sys.exit(run_seeds(trainer.algorithm, list(arguments), flags.seeds, config.name))
-        if (
-            flags.resume is None
-            and flags.resume_without_replay is None
-            and config.preset != next(iter(trainer.presets))
-        ):
-            print(f"preset {config.preset}:", *preset_lines(trainer, config.preset), sep="\n")
+        if flags.resume is None and flags.resume_without_replay is None:
+            changes = preset_lines(trainer, config.preset)
+            print(f"preset {config.preset}{':' if changes else ', the default'}", *changes, sep="\n")
         exit_code = trainer.train(
             config,
             resume_run=flags.resume or flags.resume_without_replay,

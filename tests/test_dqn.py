@@ -1,0 +1,337 @@
+"""DQN's rule by hand-worked numbers, its schedules and ratios, and whole runs that are equal to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastrl import dqn
+from fastrl.engine.replay import Batch
+from fastrl.learn.optimisers import CentredRMSProp
+from fastrl.runs import command_line
+from fastrl.runs.options import resolved
+from fastrl.runs.session import Session
+
+GOLDEN = Path(__file__).parent / "golden" / "dqn.json"
+# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
+GOLDEN_TOLERANCE = 2e-4
+
+TINY: dict[str, Any] = {
+    "env": "PongNoFrameskip-v4",
+    "network": "a3c",
+    "num_envs": 4,
+    "replay_capacity": 600,
+    "warm_up_steps": 100,
+    "batch": 8,
+    "target_every_steps": 80,
+    "steps": 600,
+    "torch_threads": 1,
+    "threads": 1,
+    "evaluate_every_steps": 0,
+    "log_every_steps": 200,
+    "checkpoint_every_minutes": 0.0,
+    "tensorboard": False,
+}
+
+
+def preset(name: str, /, **changes: Any) -> dqn.Config:
+    config: dqn.Config = command_line.with_preset(dqn.TRAINER, name)
+    return dataclasses.replace(config, **changes)
+
+
+# ---- the rule
+
+
+def require_targets(targets: Callable[..., torch.Tensor]) -> None:
+    """Worked by hand: one transition goes on, one ended, one looked three steps ahead."""
+    reward = torch.tensor([1.0, -1.0, 0.5])
+    discount = torch.tensor([0.9, 0.0, 0.729])
+    next_values = torch.tensor([[2.0, 3.0], [5.0, 7.0], [-1.0, -2.0]])
+    # 1 + 0.9 * 3; -1, whatever comes after the end; 0.5 + 0.729 * -1.
+    assert targets(reward, discount, next_values).tolist() == pytest.approx([3.7, -1.0, -0.229])
+    # Double: the choice is the online network's, the value the target network's: 1 + 0.9 * 2; -1; 0.5 - 0.729 * 2.
+    choice = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert targets(reward, discount, next_values, choice).tolist() == pytest.approx([2.8, -1.0, -0.958])
+
+
+def test_targets_are_as_worked_by_hand() -> None:
+    require_targets(dqn.targets)
+
+
+def flipped_discount(reward: Any, discount: Any, next_values: Any, choice: Any = None) -> Any:
+    return dqn.targets(reward, 1 - discount, next_values, choice)
+
+
+def own_choice_only(reward: Any, discount: Any, next_values: Any, choice: Any = None) -> Any:
+    return dqn.targets(reward, discount, next_values)
+
+
+def value_of_the_chooser(reward: Any, discount: Any, next_values: Any, choice: Any = None) -> Any:
+    return dqn.targets(reward, discount, next_values if choice is None else choice)
+
+
+@pytest.mark.parametrize("mistake", [flipped_discount, own_choice_only, value_of_the_chooser])
+def test_the_test_of_targets_finds_a_planted_mistake(mistake: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(AssertionError):
+        require_targets(mistake)
+
+
+def test_the_loss_is_quadratic_near_and_linear_far_and_weighted() -> None:
+    values, target = torch.tensor([0.0, 0.0, 0.0]), torch.tensor([0.5, -3.0, 1.0])
+    weight = torch.tensor([1.0, 0.5, 2.0])
+
+    # 0.125; 3 - 0.5 = 2.5, halved; 0.5, doubled.
+    assert dqn.td_loss(preset("nature"), values, target, weight).item() == pytest.approx(0.125 + 1.25 + 1.0)
+    assert dqn.td_loss(preset("fast"), values, target, weight).item() == pytest.approx((0.125 + 1.25 + 1.0) / 3)
+    # mse: 0.25; 9, halved; 1, doubled; their mean.
+    assert dqn.td_loss(preset("cleanrl"), values, target, weight).item() == pytest.approx((0.25 + 4.5 + 2.0) / 3)
+
+
+def test_the_slope_of_the_loss_is_the_clipped_error() -> None:
+    values = torch.tensor([0.3, -4.0, 2.5], requires_grad=True)
+
+    dqn.td_loss(preset("nature"), values, torch.zeros(3), torch.ones(3)).backward()
+
+    assert values.grad is not None
+    assert values.grad.tolist() == pytest.approx([0.3, -1.0, 1.0])
+
+
+def batch_of(generator: np.random.Generator, rows: int, stack: int, side: int, actions: int) -> Batch:
+    frames = generator.integers(0, 256, (rows, stack + 1, side, side), dtype=np.uint8)
+    return Batch(
+        obs=frames[:, :stack],
+        action=generator.integers(actions, size=rows),
+        reward=generator.choice(np.array([-1, 0, 1], np.float32), rows),
+        discount=generator.choice(np.array([0, 0.99], np.float32), rows, p=[0.1, 0.9]),
+        next_obs=frames[:, 1:],
+        index=np.zeros((rows, 2), np.int64),
+        weight=np.ones(rows, np.float32),
+    )
+
+
+def learner_of(config: dqn.Config, actions: int = 6) -> dqn.Learner:
+    network = {"kind": "q", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": actions, "dueling": config.dueling}
+    return dqn.Learner(resolved(config), network)
+
+
+def test_the_target_network_begins_equal_and_changes_only_when_it_is_refreshed() -> None:
+    learner = learner_of(preset("fast", batch=4, target_every_steps=12))
+    generator = np.random.default_rng(0)
+    began = [p.clone() for p in learner.target.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(began, learner.online.parameters(), strict=True))
+
+    for update in range(1, 7):  # 12 steps are 3 updates
+        learner.update(batch_of(generator, 4, 4, 84, 6))
+        refreshed = all(
+            torch.equal(a, b) for a, b in zip(learner.target.parameters(), learner.online.parameters(), strict=True)
+        )
+        assert refreshed == (update % 3 == 0)
+
+
+def test_a_network_that_is_its_own_target_is_found_out() -> None:
+    learner = learner_of(preset("fast", batch=4, target_every_steps=12))
+    learner.target = learner.online  # the planted mistake
+
+    learner.update(batch_of(np.random.default_rng(0), 4, 4, 84, 6))
+
+    unsynced = learner_of(preset("fast", batch=4, target_every_steps=12))
+    unsynced.update(batch_of(np.random.default_rng(0), 4, 4, 84, 6))
+    assert all(torch.equal(a, b) for a, b in zip(unsynced.target.parameters(), build_like(unsynced), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(learner.target.parameters(), build_like(unsynced), strict=True))
+
+
+def build_like(learner: dqn.Learner) -> list[torch.Tensor]:
+    fresh = learner_of(learner.config)
+    return list(fresh.online.parameters())
+
+
+def test_rmsprop_is_the_published_code_in_float64() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, dtype=torch.float64)
+    ours = weight.clone().requires_grad_()
+    optimiser = CentredRMSProp([ours], learning_rate=0.00025, decay=0.95, epsilon=0.01)
+    mean, square = np.zeros(50), np.zeros(50)
+    expected = weight.numpy().copy()
+    for _ in range(20):
+        gradient = torch.randn(50, dtype=torch.float64)
+        ours.grad = gradient.clone()
+        optimiser.step()
+        g = gradient.numpy()
+        mean = 0.95 * mean + 0.05 * g
+        square = 0.95 * square + 0.05 * g * g
+        expected -= 0.00025 * g / np.sqrt(square - mean * mean + 0.01)
+
+    np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-13)
+
+
+def movement(config: dqn.Config, updates: int = 100) -> np.ndarray:
+    """How far 100 updates move the weights, along a few fixed directions of each layer."""
+    torch.set_num_threads(1)
+    learner = learner_of(config)
+    began = {name: p.detach().clone() for name, p in learner.online.named_parameters()}
+    generator = np.random.default_rng(1)
+    for _ in range(updates):
+        learner.update(batch_of(generator, 8, 4, 84, 6))
+    found = []
+    for name, parameter in learner.online.named_parameters():
+        moved = (parameter.detach() - began[name]).double().numpy().ravel()
+        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
+        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
+    return np.array(found)
+
+
+def distance(found: np.ndarray, golden: np.ndarray) -> float:
+    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+
+
+# Small rates: what rounding differs between processors then stays small over a hundred updates.
+GOLDEN_CONFIGS = {
+    "nature": {"batch": 8, "target_every_steps": 40, "learning_rate": 2.5e-5},
+    "fast": {"batch": 8, "target_every_steps": 40, "learning_rate": 1e-5, "double": True, "dueling": True},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_CONFIGS)
+def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
+    golden = np.array(json.loads(GOLDEN.read_text())[name])
+    config = preset(name, **GOLDEN_CONFIGS[name])
+
+    away = distance(movement(config), golden)
+    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
+
+    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
+    assert away < GOLDEN_TOLERANCE < planted
+
+
+# ---- schedules and ratios
+
+
+def test_epsilon_falls_after_the_warm_up_in_nature_and_at_once_in_sb3() -> None:
+    nature, sb3 = preset("nature"), preset("sb3")
+
+    assert dqn.epsilon_at(nature, 50_000) == 1.0
+    assert dqn.epsilon_at(nature, 550_000) == pytest.approx(0.55)
+    assert dqn.epsilon_at(nature, 5_000_000) == pytest.approx(0.1)
+    assert dqn.epsilon_at(sb3, 500_000) == pytest.approx(0.505)
+
+
+def test_there_is_exactly_one_update_for_every_four_steps_after_the_warm_up() -> None:
+    config = preset("nature")
+
+    assert [dqn.updates_due(config, steps) for steps in (0, 50_003, 50_004, 50_007, 50_008)] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", dqn.PRESETS)
+def test_presets_are_whole_configurations(name: str) -> None:
+    config = preset(name)
+
+    assert config.preset == name
+    assert (
+        command_line.from_stored(dqn.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch: 0 is not a whole number"),
+        ({"discount": 1.5}, "discount: 1.5 is outside"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is outside"),
+        ({"target_every_steps": 1_001}, "no multiple of update_every_steps"),
+        ({"evaluation_epsilon": -1}, "evaluation_epsilon: -1 is outside"),
+        ({"seed": -1}, "seed: -1 is not"),
+        ({"replay_capacity": 0}, "replay_capacity: 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset("nature", **change)
+
+
+# ---- whole runs
+
+
+@pytest.fixture(autouse=True)
+def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "digest_at_end", True)
+
+
+def run(tmp_path: Path, name: str, base: str = "fast", /, **changes: Any) -> Session:
+    return dqn.train(preset(base, **{**TINY, "runs": tmp_path, "name": name, **changes}))
+
+
+def test_equal_seeds_give_equal_runs_whatever_the_threads(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "AtariPool: 4 threads on", RuntimeWarning)
+        one, two, four = (run(tmp_path, f"threads{n}", threads=n).final_digest for n in (1, 2, 4))
+    other = run(tmp_path, "other", seed=1).final_digest
+
+    assert one == two == four
+    assert other != one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prioritised": True, "n_step": 1},
+        {"double": True, "dueling": True, "num_envs": 2},
+        {"precision": "bf16", "optimiser": "rmsprop", "gradient": "sum", "optimiser_epsilon": 0.01},
+    ],
+    ids=["prioritised", "double dueling", "bf16 rmsprop"],
+)
+def test_every_variant_trains_and_repeats(tmp_path: Path, changes: dict[str, Any]) -> None:
+    first = run(tmp_path, "a", **changes)
+    second = run(tmp_path, "b", **changes)
+
+    assert first.final_digest == second.final_digest
+    assert first.updates == (600 - 100) // 4
+    rows = (tmp_path / "a" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3
+    assert all(math.isfinite(float(row.split(",")[rows[0].split(",").index("loss")])) for row in rows[1:])
+
+
+def test_a_run_of_cartpole_learns_within_a_minute(tmp_path: Path) -> None:
+    session = dqn.train(
+        preset("classic", runs=tmp_path, name="cartpole", steps=5_000, tensorboard=False)
+    )
+
+    best = session.store.load_best()
+    assert best is not None
+    # A random policy gets 22.
+    assert best.state["evaluation"]["mean"] > 100
+    assert session.run.finished
+
+
+def test_what_was_drawn_is_what_the_games_showed(tmp_path: Path) -> None:
+    """The last frame of a drawn observation is the one that its action answered: no stack is off by one."""
+    session = run(tmp_path, "stacks", steps=400, warm_up_steps=400)
+    replay = session.envs.replay
+    batch = replay.sample(64, 1, 0.99)
+
+    for row in range(64):
+        assert np.array_equal(batch.obs[row, 1:], batch.next_obs[row, :-1]) or batch.discount[row] == 0
+
+
+def test_a_network_of_the_users_own_is_trained_by_its_name(tmp_path: Path) -> None:
+    session = run(tmp_path, "own", network="own_network:tiny", steps=200)
+
+    assert "online.tiny.weight" in session.store.load(print).tensors
+
+
+def test_unknown_envs_and_networks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither an Atari game nor an env of Gymnasium"):
+        run(tmp_path, "a", env="BreakotNoFrameskip-v4")
+    with pytest.raises(ValueError, match="'natur' is unknown; did you mean 'nature'"):
+        run(tmp_path, "b", network="natur")
+    with pytest.raises(ValueError, match="DQN chooses among a number of actions"):
+        run(tmp_path, "c", env="Pendulum-v1", network="mlp")
+    assert not list(tmp_path.iterdir())
