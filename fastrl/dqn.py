@@ -157,7 +157,7 @@ PRESETS: Presets = {
         "epsilon_last": 0.01,
         "epsilon_begins_after_warm_up": False,
     },
-    # For a handful of numbers as observation (CartPole-v1). Near Stable-Baselines3's zoo for it (network, batch, target,
+    # For a handful of numbers as observation (CartPole-v1). Near Stable-Baselines3's zoo (network, batch, target,
     # exploration), but with returns of several steps and a smaller rate, which learn it in half the steps here.
     "classic": {
         "env": "CartPole-v1",

@@ -300,9 +300,7 @@ def test_every_variant_trains_and_repeats(tmp_path: Path, changes: dict[str, Any
 
 
 def test_a_run_of_cartpole_learns_within_a_minute(tmp_path: Path) -> None:
-    session = dqn.train(
-        preset("classic", runs=tmp_path, name="cartpole", steps=5_000, tensorboard=False)
-    )
+    session = dqn.train(preset("classic", runs=tmp_path, name="cartpole", steps=5_000, tensorboard=False))
 
     best = session.store.load_best()
     assert best is not None

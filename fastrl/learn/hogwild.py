@@ -1,0 +1,152 @@
+"""Parameters that many workers move at once without a lock (Hogwild), and the RMSProp whose statistics they share.
+
+Who owns what: the values and the squares belong to all. A worker copies the values (its snapshot), computes a gradient
+on them that is its own, and applies it with plain reads and writes. What may be lost: where two workers write the same
+number at the same moment, one of the two changes; a snapshot may hold some numbers from before and some from after
+another's step. The papers accept both: gradients are small, and rarely touch in the same microseconds. Numbers are
+never torn, since they are aligned 32-bit words. How often steps overlapped, and how many others were applied between
+snapshot and step, is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
+
+_LINE_BYTES = 64  # of a cache: counters of different workers never share one
+_COUNTERS = ("begun", "done", "lag", "overlaps")
+
+
+class FlatNetwork:
+    """A network whose parameters, and whose gradients, lie one after the other in one vector each.
+
+    Filters keep the order in which convolutions on channels-last images want them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        parameters = list(network.parameters())
+        size = sum(p.numel() for p in parameters)
+        device = parameters[0].device
+        self.values = torch.empty(size, device=device)
+        self.gradient = torch.zeros(size, device=device)
+        at = 0
+        for parameter in parameters:
+            end = at + parameter.numel()
+            placed = _shaped(self.values[at:end], parameter.shape)
+            placed.copy_(parameter.detach())
+            parameter.data = placed
+            parameter.grad = _shaped(self.gradient[at:end], parameter.shape)
+            at = end
+
+
+def _shaped(flat: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) != 4:
+        return flat.view(shape)
+    filters, channels, rows, columns = shape
+    return flat.view(filters, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def clip_norm(gradient: Tensor, most: float) -> float:
+    """Scale ``gradient`` down to the norm ``most`` if it is longer; 0 leaves it. Returns the norm that it had."""
+    norm = float(gradient.norm())
+    if most > 0 and norm > most:
+        gradient.mul_(most / norm)
+    return norm
+
+
+@dataclass(frozen=True)
+class SharedHandle:
+    """For workers in other processes."""
+
+    memory: SharedMemoryHandle
+    size: int
+    workers: int
+    copies: int
+
+
+class SharedParameters:
+    """The values, their squares' averages, and the counters of the workers.
+
+    Args:
+        size: how many numbers the network has.
+        workers: that apply gradients, each with counters of its own.
+        copies: further vectors that are shared, such as a target network's.
+    """
+
+    def __init__(self, size: int, workers: int, copies: int = 0, _memory: SharedMemory | None = None) -> None:
+        self.size, self.workers, self.copies = size, workers, copies
+        lines = _LINE_BYTES * workers
+        self._memory = _memory or SharedMemory.create(lines + 4 * size * (2 + copies))
+        # Each row is written by one worker only.
+        words = _LINE_BYTES // 8
+        self._counters: npt.NDArray[np.int64] = self._memory.array(0, (workers, words), np.int64)
+        vectors = self._memory.array(lines, (2 + copies, size), np.float32)
+        self.values, self.squares, *self.further = (torch.from_numpy(row) for row in vectors)
+
+    def handle(self) -> SharedHandle:
+        """For :meth:`attach`."""
+        return SharedHandle(self._memory.handle(), self.size, self.workers, self.copies)
+
+    @classmethod
+    def attach(cls, handle: SharedHandle) -> SharedParameters:
+        """The parameters of another process."""
+        return cls(handle.size, handle.workers, handle.copies, SharedMemory.attach(handle.memory))
+
+    def applied(self) -> int:
+        """How many gradients were applied so far, by all."""
+        return int(self._counters[:, 1].sum())
+
+    def counts(self) -> dict[str, int]:
+        """Gradients applied, their lag (others applied since their snapshot) and overlaps, summed over all."""
+        return {name: int(self._counters[:, column].sum()) for column, name in enumerate(_COUNTERS)}
+
+    def set_counts(self, counts: dict[str, int]) -> None:
+        """Go on counting from what :meth:`counts` gave; nobody may be at work."""
+        self._counters[:] = 0
+        self._counters[0, : len(_COUNTERS)] = [counts[name] for name in _COUNTERS]
+
+    def forget_unfinished(self, worker: int) -> None:
+        """After the death of a worker: what it had begun to apply is not under way any more."""
+        self._counters[worker, 0] = self._counters[worker, 1]
+
+
+class SharedRMSProp:
+    """One worker's way to the shared parameters: snapshot, then apply.
+
+    RMSProp without a mean: with decay d, g <- d g + (1-d) x*x, then w -= rate * x / sqrt(g + eps).
+    """
+
+    def __init__(self, shared: SharedParameters, worker: int, decay: float, epsilon: float) -> None:
+        self._shared, self._worker = shared, worker
+        self._mine = shared._counters[worker]
+        self._others = np.arange(shared.workers) != worker
+        self._decay, self._epsilon = decay, epsilon
+        self._seen = 0
+        self._scratch = torch.empty(shared.size)
+
+    def snapshot(self, into: Tensor) -> None:
+        """Copy the shared values."""
+        self._seen = self._shared.applied()
+        into.copy_(self._shared.values)
+
+    def apply(self, gradient: Tensor, rate: float) -> None:
+        """Move the shared values by ``gradient``, which was computed on the snapshot."""
+        counters = self._shared._counters
+        self._mine[0] += 1
+        begun_before = counters[self._others, 0].sum()
+        unfinished = int(begun_before - counters[self._others, 1].sum())
+        lag = self._shared.applied() - self._seen
+        self._shared.squares.mul_(self._decay).addcmul_(gradient, gradient, value=1 - self._decay)
+        torch.add(self._shared.squares, self._epsilon, out=self._scratch)
+        self._shared.values.addcdiv_(gradient, self._scratch.sqrt_(), value=-rate)
+        # An upper bound of lost changes: others at work when this began, and those that began meanwhile.
+        self._mine[3] += unfinished + int(counters[self._others, 0].sum() - begun_before)
+        self._mine[2] += lag
+        self._mine[1] += 1
