@@ -530,33 +530,37 @@ void register_pool(py::module_& m) {
           "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "operation"_a, "caller_plays"_a)
       .def(
           "recv",
-          [](PoolHandle& handle, double timeout_s) {
-            EnvPool& pool = handle.get("recv");
-            const SoleUse use(handle, "recv");
-            std::shared_ptr<Batch> batch;
+          [](PoolHandle& handle, double timeout_s, const std::string& operation) {
+            EnvPool& pool = handle.get(operation.c_str());
+            const SoleUse use(handle, operation.c_str());
             {
               const py::gil_scoped_release released;
-              batch = pool.recv(timeout_s, let_signals_through);
+              pool.wait_for_batch(timeout_s, let_signals_through, operation.c_str());
             }
-            return to_python(pool, batch);
+            // What interrupts here leaves the batch to the next recv; later it would be lost. (With the interpreter's
+            // lock, which is held from here on anyway: where other threads compute, taking it can cost 5 ms.)
+            let_signals_through();
+            return to_python(pool, pool.take_batch(operation.c_str()));
           },
-          "timeout_s"_a)
-      .def("discard_in_flight",
-           [](PoolHandle& handle) {
-             EnvPool& pool = handle.get("reset");
-             const SoleUse use(handle, "reset");
-             const py::gil_scoped_release released;
-             pool.discard_in_flight(let_signals_through);
-           })
+          "timeout_s"_a, "operation"_a)
       .def(
-          "gather",
-          [](PoolHandle& handle, const std::optional<Bytes>& out) {
+          "discard_in_flight",
+          [](PoolHandle& handle, bool resets_only) {
             EnvPool& pool = handle.get("reset");
             const SoleUse use(handle, "reset");
-            const auto batch = pool.gather(caller_buffer(pool, out));
+            const py::gil_scoped_release released;
+            pool.discard_in_flight(let_signals_through, resets_only);
+          },
+          "resets_only"_a)
+      .def(
+          "gather",
+          [](PoolHandle& handle, const std::optional<Bytes>& out, const std::string& operation) {
+            EnvPool& pool = handle.get(operation.c_str());
+            const SoleUse use(handle, operation.c_str());
+            const auto batch = pool.gather(caller_buffer(pool, out), operation.c_str());
             return to_python(pool, batch);
           },
-          "out"_a.noconvert().none(true))
+          "out"_a.noconvert().none(true), "operation"_a)
       .def(
           "save_env",
           [](PoolHandle& handle, int env) {
@@ -590,6 +594,10 @@ void register_pool(py::module_& m) {
             pool.require_alive(operation.c_str());
             return pool.in_flight();
           },
+          "operation"_a)
+      .def(
+          "never_reset",
+          [](PoolHandle& handle, const std::string& operation) { return handle.get(operation.c_str()).never_reset(); },
           "operation"_a)
       .def("close", [](PoolHandle& handle) {
         if (!handle.made_here()) return;  // nothing of it is in this process to close

@@ -7,9 +7,10 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -327,7 +328,7 @@ class InterruptedRecv:
     def __init__(self, pool: CORE.EnvPool) -> None:
         self.send_actions = pool.send_actions
 
-    def recv(self, timeout_s: float) -> None:
+    def recv(self, timeout_s: float, operation: str) -> None:
         raise KeyboardInterrupt
 
 
@@ -674,7 +675,10 @@ def test_a_failure_in_a_worker_reaches_the_caller_within_a_second(step: int, thr
             pool.step([0, 0, 0, 0])
 
     last = [time.monotonic()]
-    with pytest.raises(RuntimeError, match=rf"env 2 \(pong\), step {step}, .*a failure that a test asked for"):
+    operation = "reset" if step == 0 else "step"
+    with pytest.raises(
+        RuntimeError, match=rf"^{operation}: env 2 \(pong\), step {step}, .*a failure that a test asked for"
+    ):
         use()
     assert time.monotonic() - last[0] < 2.0  # loading four cartridges is part of the first
     for call in (lambda: pool.step([0, 0, 0, 0]), pool.save_state, pool.screens, lambda: pool.in_flight):
@@ -756,6 +760,105 @@ def test_an_interrupted_reset_of_some_envs_can_be_made_good() -> None:
         shown.append(shown_in(pool))
         pool.close()
     assert np.array_equal(shown[0], shown[1])
+
+
+class InterruptedAround:
+    """The native pool, but Ctrl-C comes at the n-th call of one of its functions: before it, or once it is done."""
+
+    def __init__(self, pool: CORE.EnvPool, function: str, *, call: int = 1, done: bool) -> None:
+        self._pool, self._function, self._call, self._done = pool, function, call, done
+        self._calls = 0
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def called(*arguments: object) -> object:
+            self._calls += name == self._function
+            now = name == self._function and self._calls == self._call
+            if now and not self._done:
+                raise KeyboardInterrupt
+            result = getattr(self._pool, name)(*arguments)
+            if now:
+                raise KeyboardInterrupt
+            return result
+
+        return called
+
+
+@contextmanager
+def interrupted_around(pool: fastrl.AtariPool, function: str, **when: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "_pool", InterruptedAround(pool._pool, function, **when))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_reset_can_be_interrupted_right_before_and_after_it_sends(done: bool) -> None:
+    undisturbed, pool = (fastrl.AtariPool("pong", 2, threads=1, seed=3) for _ in range(2))
+    with interrupted_around(pool, "send_resets", done=done):
+        pool.reset(seed=5)
+    assert pool.in_flight == (2 if done else 0)
+    obs, info = pool.reset()
+    expected, told = undisturbed.reset(seed=5)
+
+    assert np.array_equal(obs, expected)
+    assert info["frame_number"].tolist() == told["frame_number"].tolist()
+    for made in (pool, undisturbed):
+        made.close()
+
+
+def test_what_a_reset_sent_before_it_was_interrupted_counts_as_reset(pool: fastrl.AtariPool) -> None:
+    with interrupted_around(pool, "send_resets", done=True):
+        pool.reset()
+    obs, *_ = pool.recv()
+
+    assert len(pool.save_state()) == 3
+    assert np.array_equal(pool.observations(), obs)
+
+
+def test_the_newest_seed_is_due_when_waiting_for_an_interrupted_step_is_interrupted() -> None:
+    pool = fastrl.AtariPool("pong", 2, threads=1)
+    _, expected = pool.reset(seed=6)
+    pool.send([0, 0])
+    with interrupted_around(pool, "discard_in_flight", done=False):
+        pool.reset(seed=6)
+    _, info = pool.reset()
+
+    assert info["frame_number"].tolist() == expected["frame_number"].tolist()
+    pool.close()
+
+
+def test_seeds_stay_due_for_envs_whose_resets_were_not_received() -> None:
+    pool = fastrl.AtariPool("pong", 3, threads=1, batch_size=1)
+    first, expected = pool.reset(seed=5)
+    first = first.copy()
+    with interrupted_around(pool, "discard_in_flight", call=2, done=False):
+        pool.reset(seed=5)
+    received = int(pool.recv()[4]["env_id"][0])
+    obs, info = pool.reset()
+    others = [env for env in range(3) if env != received]
+
+    assert info["frame_number"][others].tolist() == expected["frame_number"][others].tolist()
+    assert np.array_equal(obs[others], first[others])
+    assert info["frame_number"][received] > expected["frame_number"][received]  # its generators went on
+    pool.close()
+
+
+def test_the_constructors_seed_stays_due_for_envs_that_were_never_reset() -> None:
+    pool = fastrl.AtariPool("pong", 2, threads=1, batch_size=1, seed=5)
+    other = fastrl.AtariPool("pong", 2, threads=1, seed=5)
+    expected, told = other.reset()
+    pool.load_state(other.save_state([0]), [0])
+    second = np.array([False, True])
+    pool.send([0], [0])
+    with pytest.raises(RuntimeError, match=r"reset: env 0 \(pong\) was sent an action and its result has not been rec"):
+        pool.reset(options={"reset_mask": second})
+    pool.recv()
+    obs, info = pool.reset(options={"reset_mask": second})
+
+    assert info["frame_number"][1] == told["frame_number"][1]
+    assert np.array_equal(obs[1], expected[1])
+    for made in (pool, other):
+        made.close()
 
 
 def test_a_worker_is_woken_while_another_plays() -> None:
@@ -848,26 +951,30 @@ def test_two_threads_in_one_pool_are_told_apart() -> None:
     pool.close()
 
 
-def test_closing_from_another_thread_wakes_who_waits() -> None:
+@pytest.mark.parametrize("operation", ["recv", "step"])
+def test_closing_from_another_thread_wakes_who_waits(operation: str) -> None:
     pool = fastrl.AtariPool("pong", num_envs=2, threads=1, frame_skip=1000, max_frames=0)
     pool.reset(seed=0)
-    pool.send([0, 0])
+    if operation == "recv":
+        pool.send([0, 0])
     errors: list[BaseException] = []
 
     def wait() -> None:
         try:
             while True:
-                pool.recv()
+                pool.recv() if operation == "recv" else pool.step([0, 0])
         except RuntimeError as error:
             errors.append(error)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
+    time.sleep(0.05)
     pool.close()
     waiting.join(timeout=5)
 
     assert not waiting.is_alive()
     assert len(errors) == 1
+    assert str(errors[0]).startswith((f"{operation}: ", "recv: nothing was sent"))
 
 
 def test_more_threads_than_cores_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ _AUTORESET_NAMES = {
     "disabled": AutoresetMode.DISABLED,
 }
 
+_REFUSALS = (ValueError, IndexError, TypeError, RuntimeError)  # of the native part: nothing was sent
+
 Results = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
 _ALWAYS_TOLD = ("lives", "frame_number", "episode_frame_number")
@@ -221,7 +223,6 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._all_envs.flags.writeable = False
         self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
         self._out: Any = None  # the caller's buffer that workers may still write to; None: their own memory
-        self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
 
         self.single_observation_space = spaces.Box(0, 255, (self.stack, OBS_SIDE, OBS_SIDE), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -266,40 +267,40 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if self._seeds_due is not None:
             seeds = [due if own is None else own for own, due in zip(seeds, self._seeds_due, strict=True)]
         # An env that has no generators yet and is given no seed gets fresh entropy, as gymnasium's do.
-        seeds = [
-            fresh_seed() if own is None and not was_reset else own
-            for own, was_reset in zip(seeds, self._reset_envs, strict=True)
-        ]
-        if not mask.all() and not self._reset_envs[~mask].all():
+        never_reset = self._pool.never_reset("reset")
+        for env in never_reset:
+            seeds[env] = fresh_seed() if seeds[env] is None else seeds[env]
+        left_out = [env for env in never_reset if not mask[env]]
+        if left_out:
             raise RuntimeError(
-                f"reset: envs {np.flatnonzero(~mask & ~self._reset_envs).tolist()} are left out of reset_mask but "
-                f"have never been reset; reset all envs once before"
+                f"reset: envs {left_out} are left out of reset_mask but have never been reset; reset all envs once "
+                f"before"
             )
         buffer = self._buffer(out)
-        if self._pool.in_flight("reset"):
-            if not mask.all() and self._seeds_due is None:
-                raise RuntimeError(
-                    "reset: some envs were sent actions whose results have not been received; call "
-                    "recv() before a reset with reset_mask"
-                )
-            self._pool.discard_in_flight()
         jobs = [
             (int(env), None if (s := seeds[env]) is None else env_seed(s), noops[env]) for env in np.flatnonzero(mask)
         ]
-        whole = mask.all() and self.batch_size == self.num_envs
+        everybody = bool(mask.all())
+        whole = everybody and self.batch_size == self.num_envs
+        # Noted before anything is sent: whenever this is interrupted from here on, the next reset gives them again.
+        before = self._seeds_due
+        still_due = before or [None] * self.num_envs
+        self._seeds_due = [seeds[env] if mask[env] else still_due[env] for env in range(self.num_envs)]
+        try:
+            self._pool.discard_in_flight(not everybody)
+            if whole:
+                self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
+            else:
+                self._pool.send_resets(jobs, None, True)
+        except _REFUSALS:
+            self._seeds_due = before
+            raise
         if whole:
-            self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
-        else:
-            self._pool.send_resets(jobs, None, True)
-        self._reset_envs |= mask
-        # To be given again, should this be interrupted.
-        self._seeds_due = [own if chosen else None for own, chosen in zip(seeds, mask, strict=True)]
-        if whole:
-            results = self._pool.recv(-1.0)
+            results = self._pool.recv(-1.0, "reset")
             self._out = None
         else:
-            self._pool.discard_in_flight()
-            results = self._pool.gather(buffer)
+            self._pool.discard_in_flight(False)
+            results = self._pool.gather(buffer, "reset")
         self._seeds_due = None
         obs = results["obs"] if out is None else out
         return obs, self._info(results, mask, self._all_envs.copy())
@@ -326,7 +327,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             self._pool.send_actions(self._all_envs, checked, None, "step", True)
         else:
             self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step", True))
-        results = self._pool.recv(-1.0)
+        results = self._pool.recv(-1.0, "step")
         self._out = None
         obs = results["obs"] if out is None else out
         return self._results(obs, results)
@@ -354,8 +355,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         buffer = self._buffer(out, self.batch_size)  # refused before a batch is taken
         if timeout_s is not None and not (isinstance(timeout_s, Real) and 0 <= timeout_s < float("inf")):
             raise ValueError(f"recv: timeout_s {timeout_s!r} is not a number of seconds from 0 on; None waits for ever")
-        results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s))
-        self._seeds_due = None
+        results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s), "recv")
         # A step that was interrupted has left its buffer, and its results are in there.
         obs = self._out if results["obs"] is None else results["obs"]
         self._out = None
@@ -391,7 +391,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """The last observation of every env again; nothing may be in flight."""
         self._require_idle("observations")
         buffer = self._buffer(out)
-        results = self._pool.gather(buffer)
+        results = self._pool.gather(buffer, "observations")
         return results["obs"] if out is None else out
 
     def screens(self) -> npt.NDArray[np.uint8]:
@@ -433,8 +433,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 self._pool.load_env(int(env), state)
             except ValueError as error:
                 raise ValueError(f"load_state: env {env} ({self.game.name}): {error}") from None
-            self._reset_envs[env] = True
-        if self._reset_envs.all():
+        if not self._pool.never_reset("load_state"):
             self._seeds_due = None
 
     def rule_changes(self) -> dict[str, tuple[Any, Any]]:
@@ -453,11 +452,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise RuntimeError(
                 f"{operation}: some envs were sent actions whose results have not been received; call recv() first"
             )
-        if not self._reset_envs.all() and operation != "load_state":
-            raise RuntimeError(
-                f"{operation}: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; "
-                f"call reset() first"
-            )
+        if operation != "load_state" and (never_reset := self._pool.never_reset(operation)):
+            raise RuntimeError(f"{operation}: envs {never_reset} have not been reset; call reset() first")
 
     def _reset_mask(self, mask: Any) -> npt.NDArray[np.bool_]:
         if mask is None:
@@ -521,7 +517,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         before, self._out = self._out, out
         try:
             send()
-        except (ValueError, IndexError, TypeError, RuntimeError):  # refused, so nothing was sent
+        except _REFUSALS:
             self._out = before
             raise
 
@@ -545,6 +541,9 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     def _results(self, obs: Any, results: dict[str, Any]) -> Results:
         env_ids = results["env_id"]
+        if self._seeds_due is not None:  # after a reset that was interrupted
+            for env in env_ids:
+                self._seeds_due[env] = None
         info = self._info(results, self._everywhere[: len(env_ids)].copy(), env_ids)
         return obs, results["reward"], results["terminated"], results["truncated"], info
 
