@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,6 +321,32 @@ def test_the_results_of_an_interrupted_step_are_in_its_buffer() -> None:
 
     assert obs is buffer
     assert np.array_equal(buffer, pool.observations())
+    held = sys.getrefcount(buffer)
+    pool.step([0, 0], out=buffer)
+    assert sys.getrefcount(buffer) == held
+    pool.close()
+
+
+def test_a_buffer_lives_until_its_results_are_received() -> None:
+    pool = fastrl.AtariPool("pong", num_envs=2, threads=1)
+    pool.reset(seed=0)
+
+    def interrupted_step() -> weakref.ref[np.ndarray]:
+        buffer = np.zeros((2, 4, 84, 84), dtype=np.uint8)
+        with interrupted_around(pool, "send_actions", done=True):
+            pool.step([0, 0], out=buffer)
+        return weakref.ref(buffer)
+
+    watched = interrupted_step()
+    gc.collect()
+    assert watched() is not None
+    assert pool.recv()[0] is watched()
+    gc.collect()
+    assert watched() is None
+    watched = interrupted_step()
+    pool.reset()
+    gc.collect()
+    assert watched() is None
     pool.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -39,8 +39,6 @@ _AUTORESET_NAMES = {
     "same_step": AutoresetMode.SAME_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
-
-_REFUSALS = (ValueError, IndexError, TypeError, RuntimeError)  # of the native part: nothing was sent
 
 Results = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
@@ -222,7 +220,6 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._all_envs = np.arange(self.num_envs, dtype=np.int32)
         self._all_envs.flags.writeable = False
         self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        self._out: Any = None  # the caller's buffer that workers may still write to; None: their own memory
 
         self.single_observation_space = spaces.Box(0, 255, (self.stack, OBS_SIDE, OBS_SIDE), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -288,22 +285,17 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._seeds_due = [seeds[env] if mask[env] else still_due[env] for env in range(self.num_envs)]
         try:
             self._pool.discard_in_flight(not everybody)
-            if whole:
-                self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
-            else:
-                self._pool.send_resets(jobs, None, True)
-        except _REFUSALS:
+            self._pool.send_resets(jobs, buffer if whole else None, out, True)
+        except (ValueError, IndexError, TypeError, RuntimeError):  # refused, so nothing was sent
             self._seeds_due = before
             raise
         if whole:
             results = self._pool.recv(-1.0, "reset")
-            self._out = None
         else:
             self._pool.discard_in_flight(False)
-            results = self._pool.gather(buffer, "reset")
+            results = self._pool.gather(buffer, out, "reset")
         self._seeds_due = None
-        obs = results["obs"] if out is None else out
-        return obs, self._info(results, mask, self._all_envs.copy())
+        return results["obs"], self._info(results, mask, self._all_envs.copy())
 
     def step(self, actions: Any, out: Any = None) -> Results:
         """Step every env and wait for all of them.
@@ -323,14 +315,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             )
         buffer = self._buffer(out)
         checked = self._checked_actions("step", actions, self.num_envs)
-        if out is None:
-            self._pool.send_actions(self._all_envs, checked, None, "step", True)
-        else:
-            self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step", True))
-        results = self._pool.recv(-1.0, "step")
-        self._out = None
-        obs = results["obs"] if out is None else out
-        return self._results(obs, results)
+        self._pool.send_actions(self._all_envs, checked, buffer, out, "step", True)
+        return self._results(self._pool.recv(-1.0, "step"))
 
     def send(self, actions: Any, env_ids: Any = None) -> None:
         """Hand actions to envs and return at once; :meth:`recv` brings the results.
@@ -341,7 +327,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """
         self._require_open("send")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
-        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, "send", False)
+        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, None, "send", False)
 
     def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
         """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
@@ -356,13 +342,10 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if timeout_s is not None and not (isinstance(timeout_s, Real) and 0 <= timeout_s < float("inf")):
             raise ValueError(f"recv: timeout_s {timeout_s!r} is not a number of seconds from 0 on; None waits for ever")
         results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s), "recv")
-        # A step that was interrupted has left its buffer, and its results are in there.
-        obs = self._out if results["obs"] is None else results["obs"]
-        self._out = None
         if out is not None:
-            np.copyto(buffer, obs)
-            obs = out
-        return self._results(obs, results)
+            np.copyto(buffer, results["obs"])
+            results["obs"] = out
+        return self._results(results)
 
     def render(self) -> tuple[Any, ...] | None:
         """The screens of all envs, if the pool was made with ``render_mode="rgb_array"``."""
@@ -372,7 +355,6 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """End the worker threads. Called by ``close()``, when the pool is collected, and when Python exits."""
         if hasattr(self, "_pool"):
             self._pool.close()
-            self._out = None
 
     # ---- beyond gymnasium's calls
 
@@ -391,8 +373,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """The last observation of every env again; nothing may be in flight."""
         self._require_idle("observations")
         buffer = self._buffer(out)
-        results = self._pool.gather(buffer, "observations")
-        return results["obs"] if out is None else out
+        return self._pool.gather(buffer, out, "observations")["obs"]
 
     def screens(self) -> npt.NDArray[np.uint8]:
         """The raw screen of every env as RGB, (num_envs, rows, 160, 3)."""
@@ -512,15 +493,6 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise ValueError(f"{operation}: action {given.max()} is outside [0, {self.num_actions})")
         return given.astype(np.int64, copy=False)
 
-    def _send_into(self, out: Any, send: Callable[[], None]) -> None:
-        """Send, and keep the caller's buffer alive until its batch is received: workers write to it."""
-        before, self._out = self._out, out
-        try:
-            send()
-        except _REFUSALS:
-            self._out = before
-            raise
-
     def _buffer(self, out: Any, count: int | None = None) -> Any:
         if out is None:
             return None
@@ -539,13 +511,13 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise ValueError("out: the buffer must be C-contiguous and writable")
         return array
 
-    def _results(self, obs: Any, results: dict[str, Any]) -> Results:
+    def _results(self, results: dict[str, Any]) -> Results:
         env_ids = results["env_id"]
         if self._seeds_due is not None:  # after a reset that was interrupted
             for env in env_ids:
                 self._seeds_due[env] = None
         info = self._info(results, self._everywhere[: len(env_ids)].copy(), env_ids)
-        return obs, results["reward"], results["terminated"], results["truncated"], info
+        return results["obs"], results["reward"], results["terminated"], results["truncated"], info
 
     def _info(self, results: dict[str, Any], mask: npt.NDArray[np.bool_], env_ids: Any) -> dict[str, Any]:
         info = {"env_id": env_ids, **_with_masks(results, _ALWAYS_TOLD, mask)}
