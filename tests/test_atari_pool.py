@@ -73,6 +73,14 @@ def test_make_vec_finds_the_pool_under_its_registered_id() -> None:
     envs.close()
 
 
+def test_gymnasium_says_how_a_pool_is_made_where_it_is_asked_for_single_envs() -> None:
+    message = r"call gymnasium.make_vec\('fastrl/MsPacman-v0', num_envs=1\)"
+    with pytest.raises(gymnasium.error.Error, match=message):
+        gymnasium.make("fastrl/MsPacman-v0")
+    with pytest.raises(gymnasium.error.Error, match=message):
+        gymnasium.make_vec("fastrl/MsPacman-v0", num_envs=2, vectorization_mode="sync")
+
+
 def test_gymnasiums_vector_wrappers_work_on_it() -> None:
     envs: gymnasium.vector.VectorEnv = fastrl.AtariPool("pong", num_envs=2, max_frames=240, reward="raw", threads=1)
     envs = vector_wrappers.RecordEpisodeStatistics(envs)
@@ -259,6 +267,10 @@ def test_same_step_gives_the_last_observation_beside_the_first(mode: str | Autor
     assert info["final_info"]["episode_frame_number"][env] == 100
     assert info["episode_frame_number"][env] < 100
     assert info["game_frames"][env] == 100
+    masks = [info["_final_obs"], info["_final_info"], *(m for k, m in info["final_info"].items() if k[0] == "_")]
+    masks[0][:] = False
+    assert len(masks) == 5
+    assert all(mask.any() for mask in masks[1:])
     pool.close()
 
 
@@ -379,7 +391,12 @@ def test_what_a_caller_does_to_an_info_stays_with_him(pool: fastrl.AtariPool) ->
     info["_lives"][:] = False
 
     assert mask.all()
-    assert pool.step([0, 0, 0])[4]["env_id"].tolist() == [0, 1, 2]
+    assert info["_frame_number"].all()
+    stepped = pool.step([0, 0, 0])[4]
+    assert stepped["env_id"].tolist() == [0, 1, 2]
+    stepped["_lives"][:] = False
+    assert stepped["_frame_number"].all()
+    assert pool.step([0, 0, 0])[4]["_lives"].all()
 
 
 @pytest.mark.parametrize(
@@ -527,7 +544,13 @@ def test_with_stacks_off_frames_go_to_the_sink_only() -> None:
         ([0, 9, 0], ValueError, r"action 9 .*env 1.*breakout.* is outside \[0, 4\)|action 9 at place 1"),
         ([0, -1, 0], ValueError, r"action -1 .*outside \[0, 4\)"),
         (np.array([0, 2**32, 0]), ValueError, r"action 4294967296 .*outside \[0, 4\)"),
-        (np.array([0, 2**63, 0], dtype=np.uint64), ValueError, r"action 9223372036854775808 is outside \[0, 4\)"),
+        (
+            np.array([0, 2**63, 0], dtype=np.uint64),
+            ValueError,
+            r"action 9223372036854775808 for env 1 \(breakout\) is out",
+        ),
+        ([0, 0, 2**70], ValueError, r"step: action 1180591620717411303424 for env 2 \(breakout\) is outside \[0, 4\)"),
+        ([0, 2**63, -1], ValueError, r"step: action 9223372036854775808 for env 1 \(breakout\) is outside \[0, 4\)"),
         ([[0], [0, 1], [0]], ValueError, "step: actions are not one whole number for each env"),
         ([0, 0], ValueError, r"actions have shape \(2,\), expected \(3,\)"),
         ([[0], [0], [0]], ValueError, r"shape \(3, 1\)"),
@@ -608,6 +631,7 @@ def test_calls_in_the_wrong_order_say_what_to_do() -> None:
             "begins games with no-ops, but the actions that backgammon uses have none",
         ),
         ({"env_id": ""}, ValueError, "is not an Atari game"),
+        ({"env_id": "xyz"}, ValueError, r"some are breakout, ms_pacman and pong \(all 1\d\d: .*fastrl\.games\(\)"),
         ({"env_id": 3}, TypeError, "expected a name"),
         ({"protocol": "natur"}, ValueError, "did you mean 'nature'"),
         ({"num_envs": 0}, ValueError, r"num_envs: 0 is outside \[1, 65536\]"),

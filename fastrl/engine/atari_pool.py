@@ -220,6 +220,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._all_envs = np.arange(self.num_envs, dtype=np.int32)
         self._all_envs.flags.writeable = False
         self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        self._everywhere.flags.writeable = False
 
         self.single_observation_space = spaces.Box(0, 255, (self.stack, OBS_SIDE, OBS_SIDE), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -314,7 +315,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 f"send() and recv()"
             )
         buffer = self._buffer(out)
-        checked = self._checked_actions("step", actions, self.num_envs)
+        checked = self._checked_actions("step", actions, self._all_envs)
         self._pool.send_actions(self._all_envs, checked, buffer, out, "step", True)
         return self._results(self._pool.recv(-1.0, "step"))
 
@@ -327,7 +328,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """
         self._require_open("send")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
-        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, None, "send", False)
+        self._pool.send_actions(envs, self._checked_actions("send", actions, envs), None, None, "send", False)
 
     def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
         """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
@@ -438,7 +439,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     def _reset_mask(self, mask: Any) -> npt.NDArray[np.bool_]:
         if mask is None:
-            return self._everywhere.copy()
+            return self._everywhere
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(
                 f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
@@ -478,7 +479,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise IndexError(f"env_ids: env id {outside[0]} is outside [0, {self.num_envs})")
         return ids.astype(np.int32)
 
-    def _checked_actions(self, operation: str, actions: Any, count: int) -> npt.NDArray[np.int64]:
+    def _checked_actions(self, operation: str, actions: Any, envs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        count = len(envs)
         if type(actions) is np.ndarray and actions.dtype == _INT64 and actions.shape == (count,):
             return actions
         try:
@@ -487,10 +489,17 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise ValueError(f"{operation}: actions are not one whole number for each env ({error})") from None
         if given.shape != (count,):
             raise ValueError(f"{operation}: actions have shape {given.shape}, expected ({count},): one for each env")
-        if given.dtype.kind not in "iu":
+        whole = given.dtype.kind in "iu"
+        if not whole or (given.dtype == np.uint64 and given.max(initial=0) >= 2**63):
+            # Whole numbers beyond int64: numpy makes objects or floats of them, and int64 would turn them negative.
+            for env, action in zip(envs, actions, strict=True):
+                if isinstance(action, (int, np.integer)) and not 0 <= action < self.num_actions:
+                    raise ValueError(
+                        f"{operation}: action {action} for env {env} ({self.game.name}) is outside "
+                        f"[0, {self.num_actions})"
+                    )
+        if not whole:
             raise TypeError(f"{operation}: actions are {given.dtype}; expected whole numbers (int64, int32, ...)")
-        if given.dtype == np.uint64 and given.max(initial=0) >= 2**63:  # would turn negative
-            raise ValueError(f"{operation}: action {given.max()} is outside [0, {self.num_actions})")
         return given.astype(np.int64, copy=False)
 
     def _buffer(self, out: Any, count: int | None = None) -> Any:
@@ -516,7 +525,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if self._seeds_due is not None:  # after a reset that was interrupted
             for env in env_ids:
                 self._seeds_due[env] = None
-        info = self._info(results, self._everywhere[: len(env_ids)].copy(), env_ids)
+        info = self._info(results, self._everywhere[: len(env_ids)], env_ids)
         return results["obs"], results["reward"], results["terminated"], results["truncated"], info
 
     def _info(self, results: dict[str, Any], mask: npt.NDArray[np.bool_], env_ids: Any) -> dict[str, Any]:
@@ -528,7 +537,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             for place in np.flatnonzero(shown):
                 info["final_obs"][place] = None if final["obs"] is None else final["obs"][place].copy()
             info["final_info"] = _with_masks(final, _ALWAYS_TOLD, shown)
-            info["_final_obs"] = info["_final_info"] = shown
+            info["_final_obs"], info["_final_info"] = shown.copy(), shown.copy()
         # A game can end in a step, and also in the frames of a reset. Either is told of in this call's info.
         for told, where in ((results, mask), (final, None if final is None else final["mask"])):
             if told is None or "game_ended" not in told:
@@ -541,9 +550,9 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
 
 def _with_masks(columns: dict[str, Any], keys: tuple[str, ...], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """The named columns as gymnasium's infos have them: each with a mask of the envs it speaks of."""
+    """The named columns as gymnasium's infos have them: each with a mask of its own of the envs it speaks of."""
     info: dict[str, Any] = {}
     for key in keys:
         info[key] = columns[key]
-        info[f"_{key}"] = mask
+        info[f"_{key}"] = mask.copy()
     return info
