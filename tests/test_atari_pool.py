@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
+import pickle
 import signal
 import sys
 import threading
@@ -947,6 +949,14 @@ def test_a_state_for_an_env_that_is_named_twice_is_refused(pool: fastrl.AtariPoo
     states = pool.save_state()
     with pytest.raises(ValueError, match=r"env id 1 is given twice in \[1, 1\]"):
         pool.load_state(states[:2], [1, 1])
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_pool_cannot_be_copied_and_says_what_can(
+    pool: fastrl.AtariPool, copied: Callable[[fastrl.AtariPool], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"a pool cannot be copied.*take the envs along with save_state\(\)"):
+        copied(pool)
 
 
 def test_what_is_in_flight_is_told(pool: fastrl.AtariPool) -> None:

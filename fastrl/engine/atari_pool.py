@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +101,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     Args:
         env_id: ``BreakoutNoFrameskip-v4`` (no sticky actions), ``ALE/Breakout-v5`` (sticky 0.25) or ``breakout``
-            (as the protocol says).
+            (as the protocol says); ``fastrl.games()`` has all names.
         num_envs: games played side by side.
         protocol: the rules, see ``fastrl protocols``.
         threads: worker threads; None: as many as this process may use cores.
@@ -356,6 +356,12 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """End the worker threads. Called by ``close()``, when the pool is collected, and when Python exits."""
         if hasattr(self, "_pool"):
             self._pool.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "pickle: a pool cannot be copied, for its threads and consoles are in this process; make one with the same "
+            "arguments there, and take the envs along with save_state() and load_state()"
+        )
 
     # ---- beyond gymnasium's calls
 
