@@ -614,15 +614,18 @@ void register_pool(py::module_& m) {
       .def("close", [](PoolHandle& handle) {
         if (!handle.made_here()) return;  // nothing of it is in this process to close
         EnvPool& pool = handle.get("close");
-        const py::gil_scoped_release released;
-        pool.close();
-        // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to end,
-        // it must not be found inside. (Not waited for: this very thread, in a signal handler.)
-        const auto began = std::chrono::steady_clock::now();
-        while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
-               std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
-          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        {
+          const py::gil_scoped_release released;
+          pool.close();
+          // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to
+          // end, it must not be found inside. (Not waited for: this very thread, in a signal handler.)
+          const auto began = std::chrono::steady_clock::now();
+          while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
+                 std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
         }
+        if (!handle.in_use) handle.out = py::none();  // else a caller who plays may still be writing to it
       });
 }
 

@@ -361,7 +361,10 @@ def test_a_buffer_lives_until_its_results_are_received() -> None:
     pool.reset()
     gc.collect()
     assert watched() is None
+    watched = interrupted_step()
     pool.close()
+    gc.collect()
+    assert watched() is None
 
 
 class InterruptedRecv:
