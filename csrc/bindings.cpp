@@ -11,6 +11,7 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "atari/engine.hpp"
 #include "atari/frame_ops.hpp"
@@ -270,6 +271,9 @@ class PoolHandle {
   }
   std::atomic<bool> in_use = false;
   std::atomic<std::thread::id> user;  // whose call is in progress, where in_use
+  // The caller's buffer that workers may still write to. Noted here and not in Python, where an interrupt could come
+  // between sending and noting; above the pool, so that it outlives its threads.
+  py::object out = py::none();
 
  private:
   std::unique_ptr<EnvPool> pool_;
@@ -341,11 +345,12 @@ py::object view_of(const std::shared_ptr<Batch>& batch, std::vector<std::uint8_t
   return Bytes({size, stack, py::ssize_t{kObsSide}, py::ssize_t{kObsSide}}, memory.data(), keep);
 }
 
-py::dict to_python(const EnvPool& pool, const std::shared_ptr<Batch>& batch) {
+// `out`: what the caller knows the batch's memory as, where it is not the batch's own.
+py::dict to_python(const EnvPool& pool, const std::shared_ptr<Batch>& batch, const py::object& out) {
   const py::ssize_t stack = pool.rules().stack;
   py::dict d = columns(batch->report);
   const bool own = batch->obs == batch->own_obs.data();
-  d["obs"] = own ? view_of(batch, batch->own_obs, stack) : py::none();
+  d["obs"] = own ? view_of(batch, batch->own_obs, stack) : out;
   d["env_id"] = py::array_t<int>(static_cast<py::ssize_t>(batch->env.size()), batch->env.data());
   const bool any_final = std::any_of(batch->has_final.begin(), batch->has_final.end(), [](auto v) { return v != 0; });
   d["final"] = py::none();
@@ -507,56 +512,67 @@ void register_pool(py::module_& m) {
       .def(
           "send_resets",
           [](PoolHandle& handle, const std::vector<ResetTuple>& resets, const std::optional<Bytes>& out,
-             bool caller_plays) {
+             const py::object& shown_as, bool caller_plays) {
             EnvPool& pool = handle.get("reset");
             const SoleUse use(handle, "reset");
             std::vector<EnvPool::Reset> converted;
             for (const ResetTuple& reset : resets) converted.push_back(reset_from(reset));
             pool.send_resets(std::move(converted), caller_buffer(pool, out), players(caller_plays));
+            if (out) handle.out = shown_as;
           },
-          "resets"_a, "out"_a.noconvert().none(true), "caller_plays"_a)
+          "resets"_a, "out"_a.noconvert().none(true), "shown_as"_a, "caller_plays"_a)
       .def(
           "send_actions",
           [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs,
              const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out,
-             const std::string& operation, bool caller_plays) {
+             const py::object& shown_as, const std::string& operation, bool caller_plays) {
             EnvPool& pool = handle.get(operation.c_str());
             const SoleUse use(handle, operation.c_str());
             if (envs.size() != actions.size()) throw std::invalid_argument(operation + ": one action for each env id");
             const auto size = static_cast<std::size_t>(envs.size());
             pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out), operation.c_str(),
                               players(caller_plays));
+            if (out) handle.out = shown_as;
           },
-          "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "operation"_a, "caller_plays"_a)
+          "envs"_a, "actions"_a, "out"_a.noconvert().none(true), "shown_as"_a, "operation"_a, "caller_plays"_a)
       .def(
           "recv",
-          [](PoolHandle& handle, double timeout_s) {
-            EnvPool& pool = handle.get("recv");
-            const SoleUse use(handle, "recv");
-            std::shared_ptr<Batch> batch;
+          [](PoolHandle& handle, double timeout_s, const std::string& operation) {
+            EnvPool& pool = handle.get(operation.c_str());
+            const SoleUse use(handle, operation.c_str());
             {
               const py::gil_scoped_release released;
-              batch = pool.recv(timeout_s, let_signals_through);
+              pool.wait_for_batch(timeout_s, let_signals_through, operation.c_str());
             }
-            return to_python(pool, batch);
+            // What interrupts here leaves the batch to the next recv; later it would be lost. (With the interpreter's
+            // lock, which is held from here on anyway: where other threads compute, taking it can cost 5 ms.)
+            let_signals_through();
+            const auto batch = pool.take_batch(operation.c_str());
+            return to_python(pool, batch, std::exchange(handle.out, py::none()));
           },
-          "timeout_s"_a)
-      .def("discard_in_flight",
-           [](PoolHandle& handle) {
-             EnvPool& pool = handle.get("reset");
-             const SoleUse use(handle, "reset");
-             const py::gil_scoped_release released;
-             pool.discard_in_flight(let_signals_through);
-           })
+          "timeout_s"_a, "operation"_a)
       .def(
-          "gather",
-          [](PoolHandle& handle, const std::optional<Bytes>& out) {
+          "discard_in_flight",
+          [](PoolHandle& handle, bool resets_only) {
             EnvPool& pool = handle.get("reset");
             const SoleUse use(handle, "reset");
-            const auto batch = pool.gather(caller_buffer(pool, out));
-            return to_python(pool, batch);
+            {
+              const py::gil_scoped_release released;
+              pool.discard_in_flight(let_signals_through, resets_only);
+            }
+            handle.out = py::none();
           },
-          "out"_a.noconvert().none(true))
+          "resets_only"_a)
+      .def(
+          "gather",
+          [](PoolHandle& handle, const std::optional<Bytes>& out, const py::object& shown_as,
+             const std::string& operation) {
+            EnvPool& pool = handle.get(operation.c_str());
+            const SoleUse use(handle, operation.c_str());
+            const auto batch = pool.gather(caller_buffer(pool, out), operation.c_str());
+            return to_python(pool, batch, shown_as);
+          },
+          "out"_a.noconvert().none(true), "shown_as"_a, "operation"_a)
       .def(
           "save_env",
           [](PoolHandle& handle, int env) {
@@ -591,18 +607,25 @@ void register_pool(py::module_& m) {
             return pool.in_flight();
           },
           "operation"_a)
+      .def(
+          "never_reset",
+          [](PoolHandle& handle, const std::string& operation) { return handle.get(operation.c_str()).never_reset(); },
+          "operation"_a)
       .def("close", [](PoolHandle& handle) {
         if (!handle.made_here()) return;  // nothing of it is in this process to close
         EnvPool& pool = handle.get("close");
-        const py::gil_scoped_release released;
-        pool.close();
-        // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to end,
-        // it must not be found inside. (Not waited for: this very thread, in a signal handler.)
-        const auto began = std::chrono::steady_clock::now();
-        while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
-               std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
-          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        {
+          const py::gil_scoped_release released;
+          pool.close();
+          // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to
+          // end, it must not be found inside. (Not waited for: this very thread, in a signal handler.)
+          const auto began = std::chrono::steady_clock::now();
+          while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
+                 std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
         }
+        if (!handle.in_use) handle.out = py::none();  // else a caller who plays may still be writing to it
       });
 }
 

@@ -10,6 +10,7 @@ Importing fastrl imports no torch; trainers do, when they are imported.
 """
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.games import playable_games as games
 from fastrl.engine.native import __version__, build_info
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
@@ -28,6 +29,7 @@ __all__ = [
     "Writer",
     "__version__",
     "build_info",
+    "games",
     "protocol",
 ]
 

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from fastrl._command import run
 from fastrl.engine.games import nearest
 
 
@@ -21,6 +22,11 @@ def commands() -> dict[str, str]:
 
 
 def main() -> None:
+    """What ``fastrl`` runs."""
+    run(named_command)
+
+
+def named_command() -> None:
     """Run the named command with the rest of the command line."""
     known = commands()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fastrl._command import run
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

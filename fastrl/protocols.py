@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 
+from fastrl._command import run
 from fastrl.engine.protocol import ALIASES, PROTOCOLS, Protocol, differences, protocol
 
 
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

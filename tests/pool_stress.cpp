@@ -802,8 +802,8 @@ std::uint64_t interrupted_waits(Round& round) {
   Random& random = round.random;
   const int num_envs = between(random, 1, 3);
   const AtariRules rules = random_rules(random);
-  const Trace expected = single_thread_play(round, rules, num_envs, Autoreset::kNextStep, 4).trace;
-  EnvPool pool(round.engine, rules, options_of(num_envs, 2, num_envs, Autoreset::kNextStep),
+  const Trace expected = single_thread_play(round, rules, num_envs, Autoreset::kNextStep, 5).trace;
+  EnvPool pool(round.engine, rules, options_of(num_envs, between(random, 1, 3), num_envs, Autoreset::kNextStep),
                std::make_shared<SlowSink>(num_envs, std::chrono::milliseconds(120)));
   struct Interrupt {};
   std::uint64_t given_up = 0;
@@ -826,22 +826,34 @@ std::uint64_t interrupted_waits(Round& round) {
   player.expect(expected);
   player.continue_as(all_envs(pool), std::vector<int>(index(num_envs), 1));
   player.play_until(3);
+  const auto send = [&](int result, EnvPool::Players players) {
+    std::vector<std::int64_t> actions;
+    for (const int env : all_envs(pool)) actions.push_back(action_of(env, result));
+    pool.send_actions(all_envs(pool), actions, nullptr, "step", players);
+  };
+  const auto interrupt = [&] {
+    try {
+      pool.recv(kForEver, [] { throw Interrupt{}; });
+      throw Failed("recv took a batch before it asked whether to go on");
+    } catch (const Interrupt&) {
+      ++given_up;
+    }
+  };
+  const auto compare = [&](const Batch& batch, int result) {
+    for (const int env : all_envs(pool)) {
+      require(hash_of(batch, index(env), pool.stack_bytes()) == expected[index(env)][index(result)],
+              "the batch after an interrupted wait differs");
+    }
+  };
+  // A caller who plays and is interrupted leaves the rest to the workers, who may be asleep, or to its next recv.
+  send(3, EnvPool::Players::kCallerToo);
+  for (int i = between(random, 0, 2); i > 0; --i) interrupt();
+  compare(*pool.recv(one_in(random, 2) ? kForEver : 60.0, kKeepWaiting), 3);
   // A batch that was complete when the wait was interrupted is left to the next recv.
-  std::vector<std::int64_t> actions;
-  for (const int env : all_envs(pool)) actions.push_back(action_of(env, 3));
-  pool.send_actions(all_envs(pool), actions, nullptr);  // for the workers: nobody else plays meanwhile
+  send(4, EnvPool::Players::kWorkers);  // nobody else plays meanwhile
   std::this_thread::sleep_for(std::chrono::milliseconds(120 * num_envs + 50));
-  try {
-    pool.recv(kForEver, [] { throw Interrupt{}; });
-    throw Failed("recv took a batch before it asked whether to go on");
-  } catch (const Interrupt&) {
-    ++given_up;
-  }
-  const std::shared_ptr<Batch> batch = pool.recv(kForEver, kKeepWaiting);
-  for (const int env : all_envs(pool)) {
-    require(hash_of(*batch, index(env), pool.stack_bytes()) == expected[index(env)][3],
-            "the batch after an interrupted wait differs");
-  }
+  interrupt();
+  compare(*pool.recv(kForEver, kKeepWaiting), 4);
   return given_up;
 }
 
@@ -869,16 +881,20 @@ std::uint64_t misuse(Round& round) {
   refuse("step before reset", [&] { act({0}, {0}); });
   refuse("save before reset", [&] { pool.save_env(0); });
   refuse("recv before send", [&] { pool.recv(kForEver, kKeepWaiting); });
+  refuse("a batch that nobody waited for", [&] { pool.take_batch(); });
+  require(pool.never_reset() == all_envs(pool), "an env is called reset that is not");
   refuse("reset of one env twice", [&] { pool.send_resets({{1, {}, {}}, {1, {}, {}}}, nullptr); });
   refuse("reset of an env that is not there", [&] { pool.send_resets({{num_envs, {}, {}}}, nullptr); });
   Player player(pool, random);
   player.expect(expected);
   pool.send_resets(seeded_resets(num_envs), nullptr);
+  require(pool.never_reset().empty(), "an env that was sent a reset is called never reset");
   refuse("reset of an env under way", [&] { pool.send_resets({{0, {}, {}}}, nullptr); });
   refuse("save of an env under way", [&] { pool.save_env(0); });
   refuse("load of an env under way", [&] { pool.load_env(0, ""); });
   refuse("step of an env under way", [&] { act({2}, {0}); });
-  pool.discard_in_flight(kKeepWaiting);
+  pool.discard_in_flight(kKeepWaiting, true);
+  require(pool.never_reset().empty(), "an env that was reset is called never reset");
   refuse("an action that is not there", [&] { act({0}, {4}); });
   refuse("an action that 32 bits would make one", [&] { act({0}, {std::int64_t{1} << 32}); });
   refuse("a negative action", [&] { act({0}, {-1}); });
@@ -888,6 +904,9 @@ std::uint64_t misuse(Round& round) {
   for (std::size_t env = 0; env < all->env.size(); ++env) {
     require(hash_of(*all, env, pool.stack_bytes()) == expected[env][0], "a refused call has changed an env");
   }
+  act({0}, {0});
+  refuse("a masked reset that would lose a result", [&] { pool.discard_in_flight(kKeepWaiting, true); });
+  pool.discard_in_flight(kKeepWaiting);
   pool.close();
   refuse("step after close", [&] { act({0}, {0}); });
   refuse("save after close", [&] { pool.save_env(0); });

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
+import pickle
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -68,6 +73,14 @@ def test_make_vec_finds_the_pool_under_its_registered_id() -> None:
     assert envs.unwrapped.protocol.name == "nature"
     assert obs.shape == (2, 4, 84, 84)
     envs.close()
+
+
+def test_gymnasium_says_how_a_pool_is_made_where_it_is_asked_for_single_envs() -> None:
+    message = r"call gymnasium.make_vec\('fastrl/MsPacman-v0', num_envs=1\)"
+    with pytest.raises(gymnasium.error.Error, match=message):
+        gymnasium.make("fastrl/MsPacman-v0")
+    with pytest.raises(gymnasium.error.Error, match=message):
+        gymnasium.make_vec("fastrl/MsPacman-v0", num_envs=2, vectorization_mode="sync")
 
 
 def test_gymnasiums_vector_wrappers_work_on_it() -> None:
@@ -256,6 +269,10 @@ def test_same_step_gives_the_last_observation_beside_the_first(mode: str | Autor
     assert info["final_info"]["episode_frame_number"][env] == 100
     assert info["episode_frame_number"][env] < 100
     assert info["game_frames"][env] == 100
+    masks = [info["_final_obs"], info["_final_info"], *(m for k, m in info["final_info"].items() if k[0] == "_")]
+    masks[0][:] = False
+    assert len(masks) == 5
+    assert all(mask.any() for mask in masks[1:])
     pool.close()
 
 
@@ -318,7 +335,36 @@ def test_the_results_of_an_interrupted_step_are_in_its_buffer() -> None:
 
     assert obs is buffer
     assert np.array_equal(buffer, pool.observations())
+    held = sys.getrefcount(buffer)
+    pool.step([0, 0], out=buffer)
+    assert sys.getrefcount(buffer) == held
     pool.close()
+
+
+def test_a_buffer_lives_until_its_results_are_received() -> None:
+    pool = fastrl.AtariPool("pong", num_envs=2, threads=1)
+    pool.reset(seed=0)
+
+    def interrupted_step() -> weakref.ref[np.ndarray]:
+        buffer = np.zeros((2, 4, 84, 84), dtype=np.uint8)
+        with interrupted_around(pool, "send_actions", done=True):
+            pool.step([0, 0], out=buffer)
+        return weakref.ref(buffer)
+
+    watched = interrupted_step()
+    gc.collect()
+    assert watched() is not None
+    assert pool.recv()[0] is watched()
+    gc.collect()
+    assert watched() is None
+    watched = interrupted_step()
+    pool.reset()
+    gc.collect()
+    assert watched() is None
+    watched = interrupted_step()
+    pool.close()
+    gc.collect()
+    assert watched() is None
 
 
 class InterruptedRecv:
@@ -327,7 +373,7 @@ class InterruptedRecv:
     def __init__(self, pool: CORE.EnvPool) -> None:
         self.send_actions = pool.send_actions
 
-    def recv(self, timeout_s: float) -> None:
+    def recv(self, timeout_s: float, operation: str) -> None:
         raise KeyboardInterrupt
 
 
@@ -350,7 +396,12 @@ def test_what_a_caller_does_to_an_info_stays_with_him(pool: fastrl.AtariPool) ->
     info["_lives"][:] = False
 
     assert mask.all()
-    assert pool.step([0, 0, 0])[4]["env_id"].tolist() == [0, 1, 2]
+    assert info["_frame_number"].all()
+    stepped = pool.step([0, 0, 0])[4]
+    assert stepped["env_id"].tolist() == [0, 1, 2]
+    stepped["_lives"][:] = False
+    assert stepped["_frame_number"].all()
+    assert pool.step([0, 0, 0])[4]["_lives"].all()
 
 
 @pytest.mark.parametrize(
@@ -498,7 +549,13 @@ def test_with_stacks_off_frames_go_to_the_sink_only() -> None:
         ([0, 9, 0], ValueError, r"action 9 .*env 1.*breakout.* is outside \[0, 4\)|action 9 at place 1"),
         ([0, -1, 0], ValueError, r"action -1 .*outside \[0, 4\)"),
         (np.array([0, 2**32, 0]), ValueError, r"action 4294967296 .*outside \[0, 4\)"),
-        (np.array([0, 2**63, 0], dtype=np.uint64), ValueError, r"action 9223372036854775808 is outside \[0, 4\)"),
+        (
+            np.array([0, 2**63, 0], dtype=np.uint64),
+            ValueError,
+            r"action 9223372036854775808 for env 1 \(breakout\) is out",
+        ),
+        ([0, 0, 2**70], ValueError, r"step: action 1180591620717411303424 for env 2 \(breakout\) is outside \[0, 4\)"),
+        ([0, 2**63, -1], ValueError, r"step: action 9223372036854775808 for env 1 \(breakout\) is outside \[0, 4\)"),
         ([[0], [0, 1], [0]], ValueError, "step: actions are not one whole number for each env"),
         ([0, 0], ValueError, r"actions have shape \(2,\), expected \(3,\)"),
         ([[0], [0], [0]], ValueError, r"shape \(3, 1\)"),
@@ -579,6 +636,7 @@ def test_calls_in_the_wrong_order_say_what_to_do() -> None:
             "begins games with no-ops, but the actions that backgammon uses have none",
         ),
         ({"env_id": ""}, ValueError, "is not an Atari game"),
+        ({"env_id": "xyz"}, ValueError, r"some are breakout, ms_pacman and pong \(all 1\d\d: .*fastrl\.games\(\)"),
         ({"env_id": 3}, TypeError, "expected a name"),
         ({"protocol": "natur"}, ValueError, "did you mean 'nature'"),
         ({"num_envs": 0}, ValueError, r"num_envs: 0 is outside \[1, 65536\]"),
@@ -674,7 +732,10 @@ def test_a_failure_in_a_worker_reaches_the_caller_within_a_second(step: int, thr
             pool.step([0, 0, 0, 0])
 
     last = [time.monotonic()]
-    with pytest.raises(RuntimeError, match=rf"env 2 \(pong\), step {step}, .*a failure that a test asked for"):
+    operation = "reset" if step == 0 else "step"
+    with pytest.raises(
+        RuntimeError, match=rf"^{operation}: env 2 \(pong\), step {step}, .*a failure that a test asked for"
+    ):
         use()
     assert time.monotonic() - last[0] < 2.0  # loading four cartridges is part of the first
     for call in (lambda: pool.step([0, 0, 0, 0]), pool.save_state, pool.screens, lambda: pool.in_flight):
@@ -758,6 +819,105 @@ def test_an_interrupted_reset_of_some_envs_can_be_made_good() -> None:
     assert np.array_equal(shown[0], shown[1])
 
 
+class InterruptedAround:
+    """The native pool, but Ctrl-C comes at the n-th call of one of its functions: before it, or once it is done."""
+
+    def __init__(self, pool: CORE.EnvPool, function: str, *, call: int = 1, done: bool) -> None:
+        self._pool, self._function, self._call, self._done = pool, function, call, done
+        self._calls = 0
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def called(*arguments: object) -> object:
+            self._calls += name == self._function
+            now = name == self._function and self._calls == self._call
+            if now and not self._done:
+                raise KeyboardInterrupt
+            result = getattr(self._pool, name)(*arguments)
+            if now:
+                raise KeyboardInterrupt
+            return result
+
+        return called
+
+
+@contextmanager
+def interrupted_around(pool: fastrl.AtariPool, function: str, **when: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "_pool", InterruptedAround(pool._pool, function, **when))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_reset_can_be_interrupted_right_before_and_after_it_sends(done: bool) -> None:
+    undisturbed, pool = (fastrl.AtariPool("pong", 2, threads=1, seed=3) for _ in range(2))
+    with interrupted_around(pool, "send_resets", done=done):
+        pool.reset(seed=5)
+    assert pool.in_flight == (2 if done else 0)
+    obs, info = pool.reset()
+    expected, told = undisturbed.reset(seed=5)
+
+    assert np.array_equal(obs, expected)
+    assert info["frame_number"].tolist() == told["frame_number"].tolist()
+    for made in (pool, undisturbed):
+        made.close()
+
+
+def test_what_a_reset_sent_before_it_was_interrupted_counts_as_reset(pool: fastrl.AtariPool) -> None:
+    with interrupted_around(pool, "send_resets", done=True):
+        pool.reset()
+    obs, *_ = pool.recv()
+
+    assert len(pool.save_state()) == 3
+    assert np.array_equal(pool.observations(), obs)
+
+
+def test_the_newest_seed_is_due_when_waiting_for_an_interrupted_step_is_interrupted() -> None:
+    pool = fastrl.AtariPool("pong", 2, threads=1)
+    _, expected = pool.reset(seed=6)
+    pool.send([0, 0])
+    with interrupted_around(pool, "discard_in_flight", done=False):
+        pool.reset(seed=6)
+    _, info = pool.reset()
+
+    assert info["frame_number"].tolist() == expected["frame_number"].tolist()
+    pool.close()
+
+
+def test_seeds_stay_due_for_envs_whose_resets_were_not_received() -> None:
+    pool = fastrl.AtariPool("pong", 3, threads=1, batch_size=1)
+    first, expected = pool.reset(seed=5)
+    first = first.copy()
+    with interrupted_around(pool, "discard_in_flight", call=2, done=False):
+        pool.reset(seed=5)
+    received = int(pool.recv()[4]["env_id"][0])
+    obs, info = pool.reset()
+    others = [env for env in range(3) if env != received]
+
+    assert info["frame_number"][others].tolist() == expected["frame_number"][others].tolist()
+    assert np.array_equal(obs[others], first[others])
+    assert info["frame_number"][received] > expected["frame_number"][received]  # its generators went on
+    pool.close()
+
+
+def test_the_constructors_seed_stays_due_for_envs_that_were_never_reset() -> None:
+    pool = fastrl.AtariPool("pong", 2, threads=1, batch_size=1, seed=5)
+    other = fastrl.AtariPool("pong", 2, threads=1, seed=5)
+    expected, told = other.reset()
+    pool.load_state(other.save_state([0]), [0])
+    second = np.array([False, True])
+    pool.send([0], [0])
+    with pytest.raises(RuntimeError, match=r"reset: env 0 \(pong\) was sent an action and its result has not been rec"):
+        pool.reset(options={"reset_mask": second})
+    pool.recv()
+    obs, info = pool.reset(options={"reset_mask": second})
+
+    assert info["frame_number"][1] == told["frame_number"][1]
+    assert np.array_equal(obs[1], expected[1])
+    for made in (pool, other):
+        made.close()
+
+
 def test_a_worker_is_woken_while_another_plays() -> None:
     def cpu_ns() -> dict[str, int]:
         tasks = [t for t in Path("/proc/self/task").iterdir() if (t / "comm").read_text().startswith("fastrl-pool-")]
@@ -792,6 +952,14 @@ def test_a_state_for_an_env_that_is_named_twice_is_refused(pool: fastrl.AtariPoo
     states = pool.save_state()
     with pytest.raises(ValueError, match=r"env id 1 is given twice in \[1, 1\]"):
         pool.load_state(states[:2], [1, 1])
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_pool_cannot_be_copied_and_says_what_can(
+    pool: fastrl.AtariPool, copied: Callable[[fastrl.AtariPool], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"a pool cannot be copied.*take the envs along with save_state\(\)"):
+        copied(pool)
 
 
 def test_what_is_in_flight_is_told(pool: fastrl.AtariPool) -> None:
@@ -848,26 +1016,30 @@ def test_two_threads_in_one_pool_are_told_apart() -> None:
     pool.close()
 
 
-def test_closing_from_another_thread_wakes_who_waits() -> None:
+@pytest.mark.parametrize("operation", ["recv", "step"])
+def test_closing_from_another_thread_wakes_who_waits(operation: str) -> None:
     pool = fastrl.AtariPool("pong", num_envs=2, threads=1, frame_skip=1000, max_frames=0)
     pool.reset(seed=0)
-    pool.send([0, 0])
+    if operation == "recv":
+        pool.send([0, 0])
     errors: list[BaseException] = []
 
     def wait() -> None:
         try:
             while True:
-                pool.recv()
+                pool.recv() if operation == "recv" else pool.step([0, 0])
         except RuntimeError as error:
             errors.append(error)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
+    time.sleep(0.05)
     pool.close()
     waiting.join(timeout=5)
 
     assert not waiting.is_alive()
     assert len(errors) == 1
+    assert str(errors[0]).startswith((f"{operation}: ", "recv: nothing was sent"))
 
 
 def test_more_threads_than_cores_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,16 @@ def test_algorithms_import_neither_each_other_nor_a_command() -> None:
     assert wrong == {}
 
 
+def test_what_can_be_run_is_run_in_one_way() -> None:
+    wrong = [
+        name
+        for name in sorted(commands() | {f.stem for f in PACKAGE.glob("*.py")} & ALGORITHMS)
+        if '\nif __name__ == "__main__":\n    run(main)\n' not in (PACKAGE / f"{name}.py").read_text()
+    ]
+
+    assert wrong == []  # see _command.py
+
+
 def test_importing_fastrl_imports_no_torch() -> None:
     code = "import sys, fastrl; print([m for m in ('torch', 'matplotlib', 'cv2', 'tyro') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

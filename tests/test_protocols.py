@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import fastrl
 from fastrl import protocols
+from fastrl._command import run
 from fastrl.engine import budget, grey_tables
 from fastrl.engine.games import find_game, playable_games, rom_md5, rom_path
 from fastrl.engine.protocol import ALIASES, PROTOCOLS, differences
@@ -98,6 +100,43 @@ def test_the_command_prints_a_diff_and_helps_with_typos() -> None:
     assert "did you mean 'nature'" in wrong.stderr
     unknown = subprocess.run([*command, "protocol"], capture_output=True, text=True, check=False, cwd="/")
     assert "did you mean 'protocols'" in unknown.stderr
+
+
+def test_all_games_are_listed_and_each_is_found() -> None:
+    assert len(fastrl.games()) > 100
+    assert {find_game(game).name for game in fastrl.games()} == set(fastrl.games())
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "command",
+    ["fastrl", "fastrl protocols", "fastrl.protocols", "fastrl.protocols --help", "fastrl.profile --help"],
+)
+def test_a_command_ends_quietly_when_nobody_reads_on(command: str, buffered: bool) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(
+        [sys.executable, *([] if buffered else ["-u"]), "-m", *command.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd="/",
+        env=environment,
+    )
+    os.close(writing)
+
+    assert ended.stderr == ""
+    assert ended.returncode == 141 or "--help" in command  # argparse itself passes over what it cannot print
+
+
+def test_another_broken_pipe_is_told() -> None:
+    def breaks() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(breaks)
 
 
 def test_grey_tables_equal_cv2_and_exact_arithmetic() -> None:

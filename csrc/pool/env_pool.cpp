@@ -117,6 +117,16 @@ int EnvPool::in_flight() const {
   return in_flight_;
 }
 
+std::vector<int> EnvPool::never_reset() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<int> envs;
+  for (int env = 0; env < options_.num_envs; ++env) {
+    const Slot& slot = slots_[static_cast<std::size_t>(env)];
+    if (slot.phase == Phase::kIdle && !slot.env->was_reset()) envs.push_back(env);
+  }
+  return envs;
+}
+
 void EnvPool::require_alive(const char* operation) const {
   const std::lock_guard lock(mutex_);
   require_open(operation);
@@ -162,6 +172,7 @@ void EnvPool::send_resets(std::vector<Reset> resets, std::uint8_t* out, Players 
     for (Reset& reset : resets) {
       Slot& slot = slots_[static_cast<std::size_t>(reset.env)];
       slot.is_reset = true;
+      slot.asked = true;
       slot.reset = std::move(reset);
     }
     start(envs, out, players);
@@ -195,6 +206,7 @@ void EnvPool::send_actions(std::span<const int> envs, std::span<const std::int64
     for (std::size_t i = 0; i < envs.size(); ++i) {
       Slot& slot = slots_[static_cast<std::size_t>(envs[i])];
       slot.is_reset = slot.env->episode_is_over();
+      slot.asked = false;
       slot.action = static_cast<int>(actions[i]);
       slot.reset = Reset{envs[i], std::nullopt, std::nullopt};
     }
@@ -412,14 +424,15 @@ void EnvPool::wait_until(const std::function<bool()>& ready, const char* operati
   }
 }
 
-std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void()>& on_wait) {
+void EnvPool::wait_for_batch(double timeout_s, const std::function<void()>& on_wait, const char* operation) {
   std::unique_lock lock(mutex_);
-  if (!failure_.empty() && !closed_) throw EnvFailure("recv: " + failure_);
-  require_open("recv");
-  if (in_flight_ == 0) throw std::logic_error("recv: nothing was sent; call send() or reset() first");
+  if (!failure_.empty() && !closed_) throw EnvFailure(std::string(operation) + ": " + failure_);
+  require_open(operation);
+  if (in_flight_ == 0)
+    throw std::logic_error(std::string(operation) + ": nothing was sent; call send() or reset() first");
   if (in_flight_ < options_.batch_size) {
-    throw std::logic_error("recv: " + std::to_string(in_flight_) + " envs were sent, but a batch needs " +
-                           std::to_string(options_.batch_size) + "; send more");
+    throw std::logic_error(std::string(operation) + ": " + std::to_string(in_flight_) +
+                           " envs were sent, but a batch needs " + std::to_string(options_.batch_size) + "; send more");
   }
   if (timeout_s < 0) {
     help(on_wait, lock);
@@ -428,12 +441,19 @@ std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void(
     work_seen_ = true;
     work_there_.notify_all();
   }
-  wait_until([this] { return !ready_.empty(); }, "recv", timeout_s, on_wait, lock);
-  // Once more before the batch is taken: what interrupts here leaves it to the next recv, later it would be lost.
-  lock.unlock();
+  wait_until([this] { return !ready_.empty(); }, operation, timeout_s, on_wait, lock);
+}
+
+std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void()>& on_wait) {
+  wait_for_batch(timeout_s, on_wait);
   on_wait();
-  lock.lock();
-  require_open("recv");
+  return take_batch();
+}
+
+std::shared_ptr<Batch> EnvPool::take_batch(const char* operation) {
+  const std::lock_guard lock(mutex_);
+  require_open(operation);  // it may have been closed since the wait
+  if (ready_.empty()) throw std::logic_error(std::string(operation) + ": no batch is complete; wait for one first");
   std::shared_ptr<Batch> batch = std::move(ready_.front());
   ready_.erase(ready_.begin());
   in_flight_ -= options_.batch_size;
@@ -441,10 +461,16 @@ std::shared_ptr<Batch> EnvPool::recv(double timeout_s, const std::function<void(
   return batch;
 }
 
-void EnvPool::discard_in_flight(const std::function<void()>& on_wait) {
+void EnvPool::discard_in_flight(const std::function<void()>& on_wait, bool resets_only) {
   std::unique_lock lock(mutex_);
   if (in_flight_ == 0) return;
   require_open("reset");
+  for (std::size_t env = 0; resets_only && env < slots_.size(); ++env) {
+    if (slots_[env].phase == Phase::kIdle || slots_[env].asked) continue;
+    throw std::logic_error("reset: env " + std::to_string(env) + " (" + rules_.game +
+                           ") was sent an action and its result has not been received; call recv() before a reset with "
+                           "reset_mask");
+  }
   help(on_wait, lock);
   wait_until([this] { return unfinished_ == 0; }, "reset", -1, on_wait, lock);
   ready_.clear();
@@ -453,9 +479,9 @@ void EnvPool::discard_in_flight(const std::function<void()>& on_wait) {
   for (Slot& slot : slots_) slot.phase = Phase::kIdle;
 }
 
-std::shared_ptr<Batch> EnvPool::gather(std::uint8_t* out) {
+std::shared_ptr<Batch> EnvPool::gather(std::uint8_t* out, const char* operation) {
   const std::lock_guard lock(mutex_);
-  require_open("reset");
+  require_open(operation);
   // Not from the bank: its batches have batch_size places.
   const auto batch = std::make_shared<Batch>(options_.num_envs, options_.write_stacks ? stack_bytes() : 0, false);
   batch->obs = out != nullptr ? out : batch->own_obs.data();

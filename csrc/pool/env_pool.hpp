@@ -89,18 +89,23 @@ class EnvPool {
   void send_actions(std::span<const int> envs, std::span<const std::int64_t> actions, std::uint8_t* out,
                     const char* operation = "step", Players players = Players::kWorkers);
 
-  // Waits for batch_size results. `on_wait` is called about every 50 ms, and once at the end, and may throw to give up:
-  // what was under way stays under way, and a batch that was complete stays there to be received. timeout_s < 0 waits
-  // for ever.
+  // Waits for batch_size results. `on_wait` is called about every 50 ms and may throw to give up: what was under way
+  // stays under way. timeout_s < 0 waits for ever.
+  void wait_for_batch(double timeout_s, const std::function<void()>& on_wait, const char* operation = "recv");
+  // The oldest complete batch; wait_for_batch has returned. Until this is called it stays there to be received.
+  std::shared_ptr<Batch> take_batch(const char* operation = "recv");
+  // Both, with on_wait once more in between.
   std::shared_ptr<Batch> recv(double timeout_s, const std::function<void()>& on_wait);
 
-  // Waits for what was sent and throws the results away, so that every env is idle.
-  void discard_in_flight(const std::function<void()>& on_wait);
+  // Waits for what was sent and throws the results away, so that every env is idle. `resets_only`: refuses where the
+  // results of actions would be lost.
+  void discard_in_flight(const std::function<void()>& on_wait, bool resets_only = false);
   // A batch of every env's last results; all must be idle. For a reset of some envs.
-  std::shared_ptr<Batch> gather(std::uint8_t* out);
+  std::shared_ptr<Batch> gather(std::uint8_t* out, const char* operation = "reset");
 
   void close() noexcept;
   int in_flight() const;                            // sent and not yet received
+  std::vector<int> never_reset() const;             // envs that have neither been reset nor been sent a reset
   void require_alive(const char* operation) const;  // throws PoolClosed after close() or a failure
 
   // These need every env idle (nothing in flight) and say so otherwise.
@@ -118,6 +123,7 @@ class EnvPool {
     std::unique_ptr<AtariEnv> env;
     Phase phase = Phase::kIdle;
     bool is_reset = false;  // what was sent
+    bool asked = false;     // by send_resets, not by the end of an episode
     int action = 0;
     Reset reset;
   };

@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +101,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     Args:
         env_id: ``BreakoutNoFrameskip-v4`` (no sticky actions), ``ALE/Breakout-v5`` (sticky 0.25) or ``breakout``
-            (as the protocol says).
+            (as the protocol says); ``fastrl.games()`` has all names.
         num_envs: games played side by side.
         protocol: the rules, see ``fastrl protocols``.
         threads: worker threads; None: as many as this process may use cores.
@@ -220,8 +220,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._all_envs = np.arange(self.num_envs, dtype=np.int32)
         self._all_envs.flags.writeable = False
         self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        self._out: Any = None  # the caller's buffer that workers may still write to; None: their own memory
-        self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
+        self._everywhere.flags.writeable = False
 
         self.single_observation_space = spaces.Box(0, 255, (self.stack, OBS_SIDE, OBS_SIDE), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -266,43 +265,38 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if self._seeds_due is not None:
             seeds = [due if own is None else own for own, due in zip(seeds, self._seeds_due, strict=True)]
         # An env that has no generators yet and is given no seed gets fresh entropy, as gymnasium's do.
-        seeds = [
-            fresh_seed() if own is None and not was_reset else own
-            for own, was_reset in zip(seeds, self._reset_envs, strict=True)
-        ]
-        if not mask.all() and not self._reset_envs[~mask].all():
+        never_reset = self._pool.never_reset("reset")
+        for env in never_reset:
+            seeds[env] = fresh_seed() if seeds[env] is None else seeds[env]
+        left_out = [env for env in never_reset if not mask[env]]
+        if left_out:
             raise RuntimeError(
-                f"reset: envs {np.flatnonzero(~mask & ~self._reset_envs).tolist()} are left out of reset_mask but "
-                f"have never been reset; reset all envs once before"
+                f"reset: envs {left_out} are left out of reset_mask but have never been reset; reset all envs once "
+                f"before"
             )
         buffer = self._buffer(out)
-        if self._pool.in_flight("reset"):
-            if not mask.all() and self._seeds_due is None:
-                raise RuntimeError(
-                    "reset: some envs were sent actions whose results have not been received; call "
-                    "recv() before a reset with reset_mask"
-                )
-            self._pool.discard_in_flight()
         jobs = [
             (int(env), None if (s := seeds[env]) is None else env_seed(s), noops[env]) for env in np.flatnonzero(mask)
         ]
-        whole = mask.all() and self.batch_size == self.num_envs
+        everybody = bool(mask.all())
+        whole = everybody and self.batch_size == self.num_envs
+        # Noted before anything is sent: whenever this is interrupted from here on, the next reset gives them again.
+        before = self._seeds_due
+        still_due = before or [None] * self.num_envs
+        self._seeds_due = [seeds[env] if mask[env] else still_due[env] for env in range(self.num_envs)]
+        try:
+            self._pool.discard_in_flight(not everybody)
+            self._pool.send_resets(jobs, buffer if whole else None, out, True)
+        except (ValueError, IndexError, TypeError, RuntimeError):  # refused, so nothing was sent
+            self._seeds_due = before
+            raise
         if whole:
-            self._send_into(out, lambda: self._pool.send_resets(jobs, buffer, True))
+            results = self._pool.recv(-1.0, "reset")
         else:
-            self._pool.send_resets(jobs, None, True)
-        self._reset_envs |= mask
-        # To be given again, should this be interrupted.
-        self._seeds_due = [own if chosen else None for own, chosen in zip(seeds, mask, strict=True)]
-        if whole:
-            results = self._pool.recv(-1.0)
-            self._out = None
-        else:
-            self._pool.discard_in_flight()
-            results = self._pool.gather(buffer)
+            self._pool.discard_in_flight(False)
+            results = self._pool.gather(buffer, out, "reset")
         self._seeds_due = None
-        obs = results["obs"] if out is None else out
-        return obs, self._info(results, mask, self._all_envs.copy())
+        return results["obs"], self._info(results, mask, self._all_envs.copy())
 
     def step(self, actions: Any, out: Any = None) -> Results:
         """Step every env and wait for all of them.
@@ -321,15 +315,9 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 f"send() and recv()"
             )
         buffer = self._buffer(out)
-        checked = self._checked_actions("step", actions, self.num_envs)
-        if out is None:
-            self._pool.send_actions(self._all_envs, checked, None, "step", True)
-        else:
-            self._send_into(out, lambda: self._pool.send_actions(self._all_envs, checked, buffer, "step", True))
-        results = self._pool.recv(-1.0)
-        self._out = None
-        obs = results["obs"] if out is None else out
-        return self._results(obs, results)
+        checked = self._checked_actions("step", actions, self._all_envs)
+        self._pool.send_actions(self._all_envs, checked, buffer, out, "step", True)
+        return self._results(self._pool.recv(-1.0, "step"))
 
     def send(self, actions: Any, env_ids: Any = None) -> None:
         """Hand actions to envs and return at once; :meth:`recv` brings the results.
@@ -340,7 +328,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """
         self._require_open("send")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
-        self._pool.send_actions(envs, self._checked_actions("send", actions, len(envs)), None, "send", False)
+        self._pool.send_actions(envs, self._checked_actions("send", actions, envs), None, None, "send", False)
 
     def recv(self, timeout_s: float | None = None, out: Any = None) -> Results:
         """Wait for ``batch_size`` results, in env order where that is all envs, else as they were finished.
@@ -354,15 +342,11 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         buffer = self._buffer(out, self.batch_size)  # refused before a batch is taken
         if timeout_s is not None and not (isinstance(timeout_s, Real) and 0 <= timeout_s < float("inf")):
             raise ValueError(f"recv: timeout_s {timeout_s!r} is not a number of seconds from 0 on; None waits for ever")
-        results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s))
-        self._seeds_due = None
-        # A step that was interrupted has left its buffer, and its results are in there.
-        obs = self._out if results["obs"] is None else results["obs"]
-        self._out = None
+        results = self._pool.recv(-1.0 if timeout_s is None else float(timeout_s), "recv")
         if out is not None:
-            np.copyto(buffer, obs)
-            obs = out
-        return self._results(obs, results)
+            np.copyto(buffer, results["obs"])
+            results["obs"] = out
+        return self._results(results)
 
     def render(self) -> tuple[Any, ...] | None:
         """The screens of all envs, if the pool was made with ``render_mode="rgb_array"``."""
@@ -372,7 +356,12 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """End the worker threads. Called by ``close()``, when the pool is collected, and when Python exits."""
         if hasattr(self, "_pool"):
             self._pool.close()
-            self._out = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "pickle: a pool cannot be copied, for its threads and consoles are in this process; make one with the same "
+            "arguments there, and take the envs along with save_state() and load_state()"
+        )
 
     # ---- beyond gymnasium's calls
 
@@ -391,8 +380,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         """The last observation of every env again; nothing may be in flight."""
         self._require_idle("observations")
         buffer = self._buffer(out)
-        results = self._pool.gather(buffer)
-        return results["obs"] if out is None else out
+        return self._pool.gather(buffer, out, "observations")["obs"]
 
     def screens(self) -> npt.NDArray[np.uint8]:
         """The raw screen of every env as RGB, (num_envs, rows, 160, 3)."""
@@ -433,8 +421,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
                 self._pool.load_env(int(env), state)
             except ValueError as error:
                 raise ValueError(f"load_state: env {env} ({self.game.name}): {error}") from None
-            self._reset_envs[env] = True
-        if self._reset_envs.all():
+        if not self._pool.never_reset("load_state"):
             self._seeds_due = None
 
     def rule_changes(self) -> dict[str, tuple[Any, Any]]:
@@ -453,15 +440,12 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise RuntimeError(
                 f"{operation}: some envs were sent actions whose results have not been received; call recv() first"
             )
-        if not self._reset_envs.all() and operation != "load_state":
-            raise RuntimeError(
-                f"{operation}: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; "
-                f"call reset() first"
-            )
+        if operation != "load_state" and (never_reset := self._pool.never_reset(operation)):
+            raise RuntimeError(f"{operation}: envs {never_reset} have not been reset; call reset() first")
 
     def _reset_mask(self, mask: Any) -> npt.NDArray[np.bool_]:
         if mask is None:
-            return self._everywhere.copy()
+            return self._everywhere
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(
                 f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
@@ -501,7 +485,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise IndexError(f"env_ids: env id {outside[0]} is outside [0, {self.num_envs})")
         return ids.astype(np.int32)
 
-    def _checked_actions(self, operation: str, actions: Any, count: int) -> npt.NDArray[np.int64]:
+    def _checked_actions(self, operation: str, actions: Any, envs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        count = len(envs)
         if type(actions) is np.ndarray and actions.dtype == _INT64 and actions.shape == (count,):
             return actions
         try:
@@ -510,20 +495,18 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise ValueError(f"{operation}: actions are not one whole number for each env ({error})") from None
         if given.shape != (count,):
             raise ValueError(f"{operation}: actions have shape {given.shape}, expected ({count},): one for each env")
-        if given.dtype.kind not in "iu":
+        whole = given.dtype.kind in "iu"
+        if not whole or (given.dtype == np.uint64 and given.max(initial=0) >= 2**63):
+            # Whole numbers beyond int64: numpy makes objects or floats of them, and int64 would turn them negative.
+            for env, action in zip(envs, actions, strict=True):
+                if isinstance(action, (int, np.integer)) and not 0 <= action < self.num_actions:
+                    raise ValueError(
+                        f"{operation}: action {action} for env {env} ({self.game.name}) is outside "
+                        f"[0, {self.num_actions})"
+                    )
+        if not whole:
             raise TypeError(f"{operation}: actions are {given.dtype}; expected whole numbers (int64, int32, ...)")
-        if given.dtype == np.uint64 and given.max(initial=0) >= 2**63:  # would turn negative
-            raise ValueError(f"{operation}: action {given.max()} is outside [0, {self.num_actions})")
         return given.astype(np.int64, copy=False)
-
-    def _send_into(self, out: Any, send: Callable[[], None]) -> None:
-        """Send, and keep the caller's buffer alive until its batch is received: workers write to it."""
-        before, self._out = self._out, out
-        try:
-            send()
-        except (ValueError, IndexError, TypeError, RuntimeError):  # refused, so nothing was sent
-            self._out = before
-            raise
 
     def _buffer(self, out: Any, count: int | None = None) -> Any:
         if out is None:
@@ -543,10 +526,13 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             raise ValueError("out: the buffer must be C-contiguous and writable")
         return array
 
-    def _results(self, obs: Any, results: dict[str, Any]) -> Results:
+    def _results(self, results: dict[str, Any]) -> Results:
         env_ids = results["env_id"]
-        info = self._info(results, self._everywhere[: len(env_ids)].copy(), env_ids)
-        return obs, results["reward"], results["terminated"], results["truncated"], info
+        if self._seeds_due is not None:  # after a reset that was interrupted
+            for env in env_ids:
+                self._seeds_due[env] = None
+        info = self._info(results, self._everywhere[: len(env_ids)], env_ids)
+        return results["obs"], results["reward"], results["terminated"], results["truncated"], info
 
     def _info(self, results: dict[str, Any], mask: npt.NDArray[np.bool_], env_ids: Any) -> dict[str, Any]:
         info = {"env_id": env_ids, **_with_masks(results, _ALWAYS_TOLD, mask)}
@@ -557,7 +543,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             for place in np.flatnonzero(shown):
                 info["final_obs"][place] = None if final["obs"] is None else final["obs"][place].copy()
             info["final_info"] = _with_masks(final, _ALWAYS_TOLD, shown)
-            info["_final_obs"] = info["_final_info"] = shown
+            info["_final_obs"], info["_final_info"] = shown.copy(), shown.copy()
         # A game can end in a step, and also in the frames of a reset. Either is told of in this call's info.
         for told, where in ((results, mask), (final, None if final is None else final["mask"])):
             if told is None or "game_ended" not in told:
@@ -570,9 +556,9 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
 
 def _with_masks(columns: dict[str, Any], keys: tuple[str, ...], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """The named columns as gymnasium's infos have them: each with a mask of the envs it speaks of."""
+    """The named columns as gymnasium's infos have them: each with a mask of its own of the envs it speaks of."""
     info: dict[str, Any] = {}
     for key in keys:
         info[key] = columns[key]
-        info[f"_{key}"] = mask
+        info[f"_{key}"] = mask.copy()
     return info

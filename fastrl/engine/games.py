@@ -40,7 +40,7 @@ class Game:
 
 @lru_cache(maxsize=1)
 def playable_games() -> tuple[str, ...]:
-    """Names of all games that a pool can play, as ale-py writes them."""
+    """Names of all games that a pool can play, as ale-py writes them; ``fastrl.games()``."""
     from ale_py import roms
 
     return tuple(sorted(set(roms.get_all_rom_ids()) - NOT_PLAYABLE))
@@ -83,7 +83,11 @@ def find_game(env_id: str) -> Game:
         raise ValueError(f"env_id: '{env_id}' has no single-player mode and cannot be played by a pool")
     hint = nearest(_plain(bare), list(by_plain_name))
     hint = re.sub(r"'(\w+)'", lambda m: repr(by_plain_name.get(m[1], m[1])), hint)
-    raise ValueError(f"env_id: '{env_id}' is not an Atari game that ale-py brings{hint}")
+    raise ValueError(
+        f"env_id: '{env_id}' is not an Atari game that ale-py brings"
+        f"{hint or '; some are breakout, ms_pacman and pong'} (all {len(playable_games())}: "
+        f"python -c 'import fastrl; print(*fastrl.games())')"
+    )
 
 
 def rom_path(game: str) -> Path:

@@ -1,0 +1,40 @@
+"""How every command begins and ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+
+_ENDED_BY_SIGPIPE = 141  # what a shell reports of a program that wrote to nobody
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; where whoever reads its output has gone, as in ``fastrl protocols | head -1``, end quietly."""
+    try:
+        try:
+            main()
+        except SystemExit:
+            _flush()  # here, where a failure can be caught: the interpreter's own flush would complain
+            raise
+        _flush()
+    except BrokenPipeError:
+        if not _nobody_reads():  # another pipe broke, and that is news
+            raise
+        # What is still buffered goes nowhere, instead of failing again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_ENDED_BY_SIGPIPE)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None: standard output was closed before Python began
+        sys.stdout.flush()
+
+
+def _nobody_reads() -> bool:
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
