@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastrl._command import run
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
 from fastrl.engine.replay import Batch
@@ -505,4 +506,4 @@ def default_preset(env: str | None) -> str:
 TRAINER = Trainer("dqn", Config, PRESETS, train, default_preset)
 
 if __name__ == "__main__":
-    command_line.main(TRAINER)
+    run(lambda: command_line.main(TRAINER))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrl._command import run
 from fastrl.engine.games import nearest
 from fastrl.runs import scores
 from fastrl.runs.groups import Group, find_runs, grouped
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -92,7 +92,23 @@ class QNetwork(nn.Module):
         return duelled
 
 
-_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"q": QNetwork}
+class ActorCritic(nn.Module):
+    """A policy's logits and a state's value on one torso (Mnih et al. 2016)."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.scaled = Scaled()
+        self.torso, width = torso(description)
+        self.policy = nn.Linear(width, int(description["num_actions"]))
+        self.value = nn.Linear(width, 1)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (batch, actions), and values (batch,)."""
+        features = self.torso(self.scaled(obs))
+        return self.policy(features), self.value(features).squeeze(1)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"q": QNetwork, "actor_critic": ActorCritic}
 
 
 def build(description: dict[str, Any], seed: Sequence[int] | None = None) -> nn.Module:

@@ -144,6 +144,8 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
         ).exit_code
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, MemoryError, DamagedFile, NonFiniteLoss) as error:
         sys.exit(f"fastrl {trainer.algorithm}: {error}")
     sys.exit(exit_code)

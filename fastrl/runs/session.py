@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from fastrl.engine.recorded_envs import Game, RecordedEnvs
+from fastrl.engine.recorded_envs import Game
+from fastrl.engine.replay import Replay
 from fastrl.runs import checkpoint
 from fastrl.runs.background_evaluation import BackgroundEvaluation
 from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
@@ -26,6 +27,21 @@ from fastrl.runs.stop import StopSignals
 
 # What changes the bits of a result: a run that is resumed under others is not the same run.
 _BITS_DEPEND_ON = ("torch", "numpy", "ale_py")
+
+
+class Recorded(Protocol):
+    """What a session wants to know of the envs."""
+
+    @property
+    def frames_per_step(self) -> int:
+        """Emulator frames of a step."""
+
+    @property
+    def replay(self) -> Replay | None:
+        """Saved with the run, if there is one."""
+
+    def save_state(self) -> list[bytes] | None:
+        """The envs as they are; None: they cannot be saved, or the trainer's own state has them."""
 
 
 @dataclass
@@ -44,9 +60,9 @@ class Resumed:
 
     @property
     def env_states(self) -> list[bytes] | None:
-        """The envs as they were, if they could be saved and the replay that belongs to them is there."""
+        """The envs as they were, if they could be saved and the replay that belongs to them, if any, is there."""
         count = self.checkpoint.state["env_states"]
-        if count is None or self.replay_save is None:
+        if count is None or (self.checkpoint.state["has_replay"] and self.replay_save is None):
             return None
         return [bytes(self.checkpoint.tensors[f"env.{i}"].numpy().tobytes()) for i in range(count)]
 
@@ -70,11 +86,11 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
             f"bit-exact; install those, or give --accept-changed-bits"
         )
     replay = found.state["replay"]
-    if replay is None and not without_replay:
+    if replay is None and found.state["has_replay"] and not without_replay:
         raise NotARun(
             f"resume: the checkpoint of {path} has no replay; --resume-without-replay fills a new one by acting first"
         )
-    return Resumed(run, found, None if without_replay else store.replay_directory / replay)
+    return Resumed(run, found, None if without_replay or replay is None else store.replay_directory / replay)
 
 
 class Session:
@@ -95,7 +111,7 @@ class Session:
         self,
         algorithm: str,
         config: Any,
-        envs: RecordedEnvs,
+        envs: Recorded,
         *,
         resumed: Resumed | None = None,
         policy: dict[str, Any],
@@ -216,7 +232,7 @@ class Session:
             "return_smoothed": self.games.smoothed,
             "length_mean_100": self.games.mean_length_steps,
             **values,
-            "replay_fill": len(self.envs.replay) / self.envs.replay.capacity,
+            "replay_fill": None if self.envs.replay is None else len(self.envs.replay) / self.envs.replay.capacity,
             "memory_mb": resident_mb(),
             "frames_per_s": (self.steps - self._logged_steps) * self.envs.frames_per_step / span,
             "steps_per_s": (self.steps - self._logged_steps) / span,
@@ -250,7 +266,7 @@ class Session:
             everything[f"env.{i}"] = torch.frombuffer(bytearray(saved), dtype=torch.uint8)
         try:
             replay = None
-            if self.config.checkpoint_replay:
+            if self.config.checkpoint_replay and self.envs.replay is not None:
                 replay = self.envs.replay.save(self.store.replay_directory, self.store.replay_saves_kept).name
             whole = {
                 "session": {
@@ -263,6 +279,7 @@ class Session:
                 "trainer": dict(state),
                 "env_states": None if env_states is None else len(env_states),
                 "replay": replay,
+                "has_replay": self.envs.replay is not None,
             }
             self.store.save(self.steps, everything, whole)
         except OSError as error:
@@ -284,7 +301,7 @@ class Session:
                 "games": self.games.state(),
                 "trainer": dict(state),
                 "envs": env_states,
-                "replay": self.envs.replay.digest(),
+                "replay": None if self.envs.replay is None else self.envs.replay.digest(),
             },
         )
 
