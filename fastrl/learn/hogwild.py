@@ -82,11 +82,12 @@ class SharedParameters:
 
     def __init__(self, size: int, workers: int, copies: int = 0, _memory: SharedMemory | None = None) -> None:
         self.size, self.workers, self.copies = size, workers, copies
-        lines = _LINE_BYTES * workers
+        lines = _LINE_BYTES * (workers + 1)
         self._memory = _memory or SharedMemory.create(lines + 4 * size * (2 + copies))
-        # Each row is written by one worker only.
+        # Each row is written by one worker only; the last is for all.
         words = _LINE_BYTES // 8
-        self._counters: npt.NDArray[np.int64] = self._memory.array(0, (workers, words), np.int64)
+        table: npt.NDArray[np.int64] = self._memory.array(0, (workers + 1, words), np.int64)
+        self._counters, self._common = table[:workers], table[workers]
         vectors = self._memory.array(lines, (2 + copies, size), np.float32)
         self.values, self.squares, *self.further = (torch.from_numpy(row) for row in vectors)
 
@@ -103,14 +104,25 @@ class SharedParameters:
         """How many gradients were applied so far, by all."""
         return int(self._counters[:, 1].sum())
 
+    @property
+    def refreshes(self) -> int:
+        """How often a further vector was due to be refreshed, for algorithms that have one."""
+        return int(self._common[0])
+
+    @refreshes.setter
+    def refreshes(self, value: int) -> None:
+        self._common[0] = value
+
     def counts(self) -> dict[str, int]:
         """Gradients applied, their lag (others applied since their snapshot) and overlaps, summed over all."""
-        return {name: int(self._counters[:, column].sum()) for column, name in enumerate(_COUNTERS)}
+        counted = {name: int(self._counters[:, column].sum()) for column, name in enumerate(_COUNTERS)}
+        return {**counted, "refreshes": self.refreshes}
 
     def set_counts(self, counts: dict[str, int]) -> None:
         """Go on counting from what :meth:`counts` gave; nobody may be at work."""
         self._counters[:] = 0
         self._counters[0, : len(_COUNTERS)] = [counts[name] for name in _COUNTERS]
+        self.refreshes = counts["refreshes"]
 
     def forget_unfinished(self, worker: int) -> None:
         """After the death of a worker: what it had begun to apply is not under way any more."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastrl.engine.files import DamagedFile
 from fastrl.engine.games import nearest
 from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
 from fastrl.runs.traps import NonFiniteLoss
+from fastrl.runs.workers import WorkerFailed
 
 Presets = dict[str, dict[str, Any]]
 
@@ -146,6 +146,6 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, OSError, MemoryError, DamagedFile, NonFiniteLoss) as error:
+    except (ValueError, TypeError, OSError, MemoryError, NonFiniteLoss, WorkerFailed) as error:
         sys.exit(f"fastrl {trainer.algorithm}: {error}")
     sys.exit(exit_code)

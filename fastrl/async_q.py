@@ -1,0 +1,285 @@
+"""Asynchronous one-step and n-step Q-learning and Sarsa (Mnih et al. 2016, "Asynchronous methods for deep RL").
+
+Each worker copies the shared parameters Q, plays t_max steps epsilon-greedily, and applies the gradient of
+
+    sum over t of   (R_t - Q(s_t, a_t))^2
+
+to the shared parameters, without a lock, by an RMSProp whose squares all workers share. With T the target network
+(the shared Q of up to `target_every_frames` ago), and 0 beyond an end:
+
+    one step:  R_t = r_t + gamma max_a T(s_{t+1}, a)
+    Sarsa:     R_t = r_t + gamma T(s_{t+1}, a_{t+1})
+    n steps:   R_t = r_t + gamma R_{t+1}, back from max_a T(s, a) of the state after the round's last step
+
+Every game explores by its own final epsilon, drawn from {0.1, 0.01, 0.5} with probabilities {0.4, 0.3, 0.3}.
+
+Differences from the paper, each with its reason:
+- Workers are processes, not threads; they may play several games at once; rounds go on through the end of an episode:
+  as for fastrl.a3c, with the same reasons.
+- One-step workers act on a copy of the shared parameters made at the start of a round of 5 steps (the paper: on the
+  shared ones themselves), so that a round's gradient is of one set of parameters.
+- What the paper leaves out (rate, epsilon of RMSProp, clipping) follows its authors' e-mails on A3C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastrl._command import run
+from fastrl.engine.played_envs import Played
+from fastrl.engine.recorded_envs import Game, is_atari
+from fastrl.learn.hogwild import FlatNetwork
+from fastrl.learn.networks import build
+from fastrl.learn.schedules import linear
+from fastrl.runs import command_line, seeds
+from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
+from fastrl.runs.command_line import Presets, Trainer
+from fastrl.runs.options import require_number, require_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AsyncOptions):
+    """Every hyper-parameter. The defaults are those of preset `paper`."""
+
+    preset: str = "paper"  # where the values come from that are not given
+    protocol: str = "nature"  # the rules of an Atari game, see `fastrl protocols`
+    steps: int = 80_000_000  # of all workers together; 80M steps are 320M frames
+    workers: int = 16  # processes (paper: 16 threads)
+    envs_per_worker: int = 1  # games of each (paper: 1)
+    sync: bool = False  # one worker with all games: deterministic
+    n_step: int = 5  # 1: one-step Q; more: n-step Q, which is also the round's length; 0: whole episodes
+    round_steps: int = 5  # steps of a round of one-step Q (paper: I_AsyncUpdate)
+    sarsa: bool = False  # the action that was taken next, instead of the best; for n_step 1
+    target_every_frames: int = 40_000  # from one refresh of the target network to the next (paper)
+    discount: float = 0.99  # gamma (paper)
+    epsilon_first: float = 1.0  # (paper)
+    epsilon_finals: tuple[float, ...] = (0.1, 0.01, 0.5)  # (paper)
+    epsilon_final_probabilities: tuple[float, ...] = (0.4, 0.3, 0.3)  # (paper)
+    epsilon_frames: int = 4_000_000  # that it falls over (paper)
+    network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
+    dueling: bool = False  # a value and advantages (Wang et al. 2016)
+    learning_rate: float = 0.0007  # at first (e-mail on A3C)
+    learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
+    rmsprop_decay: float = 0.99  # (paper)
+    rmsprop_epsilon: float = 0.1  # under the root (e-mail on A3C)
+    max_gradient_norm: float = 40.0  # (e-mail on A3C); 0: not clipped
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        for name, least in (
+            ("n_step", 0), ("round_steps", 1), ("target_every_frames", 1), ("epsilon_frames", 0),
+        ):  # fmt: skip
+            require_whole(self, name, least)
+        require_number(self, "epsilon_first", 0, 1)
+        finals, probabilities = self.epsilon_finals, self.epsilon_final_probabilities
+        if not finals or len(finals) != len(probabilities) or abs(sum(probabilities) - 1) > 1e-9:
+            raise ValueError(
+                f"epsilon_final_probabilities: {probabilities} are not one for each of epsilon_finals {finals}, with "
+                f"the sum 1"
+            )
+        for value in (*finals, *probabilities):
+            if not 0 <= value <= 1:
+                raise ValueError(f"epsilon_finals: {value} is outside [0, 1]")
+        if self.sarsa and self.n_step != 1:
+            raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
+
+
+PRESETS: Presets = {
+    # Mnih et al. 2016, and its authors' e-mails on A3C for what it leaves out.
+    "paper": {},
+    # For a handful of numbers as observation (CartPole-v1).
+    "classic": {
+        "env": "CartPole-v1",
+        "steps": 200_000,
+        "workers": 8,
+        "sync": True,
+        "network": "mlp",
+        "target_every_frames": 2_000,
+        "epsilon_finals": (0.1, 0.01, 0.3),
+        "epsilon_frames": 40_000,
+        "learning_rate_steps": 0,
+        "learning_rate": 0.001,
+        "rmsprop_epsilon": 1e-4,
+        "max_gradient_norm": 10.0,
+        "torch_threads": 1,
+        "evaluate_every_steps": 50_000,
+        "evaluation_epsilon": 0.0,
+    },
+}
+
+
+# ---- the update rule
+
+
+def one_step_targets(reward: Tensor, going_on: Tensor, following: Tensor, discount: float) -> Tensor:
+    """R_t of every step by itself; all arguments (steps, envs).
+
+    Args:
+        reward: of the step.
+        going_on: 1 unless the episode ended with the step; cut ones go on, in the state in which they were cut.
+        following: the target network's value of what follows.
+        discount: gamma.
+
+    >>> one_step_targets(torch.ones(2), torch.tensor([1.0, 0.0]), torch.tensor([4.0, 4.0]), 0.5).tolist()
+    [3.0, 1.0]
+    """
+    return reward + discount * going_on * following
+
+
+def n_step_targets(
+    reward: Tensor, terminated: Tensor, cut_value: Tensor, cut: Tensor, last: Tensor, discount: float
+) -> Tensor:
+    """R_t of every step, back from the round's last.
+
+    Args:
+        reward: (steps, envs).
+        terminated: (steps, envs), 1 where the episode ended with the step.
+        cut_value: (steps, envs), the value of the state in which an episode was cut.
+        cut: (steps, envs), 1 where one was cut.
+        last: (envs,), the value of the state after the last step.
+        discount: gamma.
+
+    >>> zero = torch.zeros(3, 1)
+    >>> end = torch.tensor([[0.0], [1.0], [0.0]])
+    >>> n_step_targets(torch.ones(3, 1), end, zero, zero, torch.tensor([8.0]), 0.5).squeeze(1).tolist()
+    [1.5, 1.0, 5.0]
+    """
+    found = torch.empty_like(reward)
+    following = last
+    for step in range(len(reward) - 1, -1, -1):
+        beyond = torch.where(cut[step] > 0, cut_value[step], following) * (1 - terminated[step])
+        following = reward[step] + discount * beyond
+        found[step] = following
+    return found
+
+
+def final_epsilons(config: Config, stream: str, envs: int) -> npt.NDArray[np.float64]:
+    """What each game's epsilon falls to."""
+    generator = seeds.generator(config.seed, f"final epsilons {stream}")
+    return generator.choice(np.array(config.epsilon_finals), envs, p=np.array(config.epsilon_final_probabilities))
+
+
+class Worker(AsyncWorker):
+    """Plays rounds and applies their gradients."""
+
+    sums = ("loss", "q_mean", "epsilon", "grad_norm")
+
+    def start(self, state: dict[str, Any] | None) -> None:
+        """Begin, or go on from what :meth:`state` gave."""
+        super().start(state)
+        self.finals = final_epsilons(self.config, self.stream, self.envs.num_envs)
+        self.target = FlatNetwork(build(self.description))
+        # Sarsa has chosen its next action before the round ends.
+        self.chosen: npt.NDArray[np.int64] | None = None
+        if state and state["chosen"] is not None:
+            self.chosen = np.array(state["chosen"], np.int64)
+
+    def state(self) -> dict[str, Any]:
+        """Between rounds, all that it is beside the shared parameters."""
+        return {**super().state(), "chosen": None if self.chosen is None else self.chosen.tolist()}
+
+    def _values(self, model: FlatNetwork, obs: npt.NDArray[Any]) -> Tensor:
+        with self.autocast():
+            values: Tensor = model.network(torch.from_numpy(obs))
+        return values.float()
+
+    def _epsilons(self, steps: int) -> npt.NDArray[np.float64]:
+        frames = steps * self.envs.frames_per_step
+        over, first = self.config.epsilon_frames, self.config.epsilon_first
+        return np.array([linear(frames, first, float(final), over) for final in self.finals])
+
+    def _explore(self, values: Tensor, epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        greedy = values.detach().argmax(1).numpy()
+        random = self.generator.random(len(greedy)) < epsilons
+        return np.where(random, self.generator.integers(self.envs.num_actions, size=len(greedy)), greedy)
+
+    def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
+        """Snapshot, play, apply; and refresh the target network when it is due."""
+        config = self.config
+        self._refresh_target(steps_before)
+        self.optimiser.snapshot(self.local.values)
+        epsilons = self._epsilons(steps_before)
+        shown: list[Tensor] = []
+        chosen: list[npt.NDArray[np.int64]] = []
+        played: list[Played] = []
+        games: list[Game] = []
+        while not self._complete(played):
+            values = self._values(self.local, self.obs)
+            actions = self._explore(values, epsilons) if self.chosen is None else self.chosen
+            self.chosen = None
+            played.append(self.envs.step(actions))
+            shown.append(values)
+            chosen.append(actions)
+            games += played[-1].games
+            self.obs = played[-1].obs
+        if config.sarsa:
+            with torch.no_grad():
+                self.chosen = self._explore(self._values(self.local, self.obs), epsilons)
+        target = self._targets(played, chosen)
+        values = torch.stack(shown)
+        taken = values.gather(-1, torch.from_numpy(np.stack(chosen)).unsqueeze(-1)).squeeze(-1)
+        errors = (target - taken).square()
+        norm = self.apply(errors.sum(0).mean(), steps_before)
+        sums = [float(errors.detach().mean()), float(values.detach().mean()), float(epsilons.mean()), norm]
+        return len(played) * self.envs.num_envs, games, sums
+
+    def _complete(self, played: list[Played]) -> bool:
+        steps = self.config.round_steps if self.config.n_step == 1 else self.config.n_step
+        if steps:
+            return bool(len(played) == steps)
+        return bool(played) and bool(played[-1].terminated[0] | played[-1].truncated[0])
+
+    def _targets(self, played: list[Played], chosen: list[npt.NDArray[np.int64]]) -> Tensor:
+        config, envs = self.config, self.envs.num_envs
+        reward = torch.from_numpy(np.stack([one.reward for one in played]))
+        terminated = torch.from_numpy(np.stack([one.terminated for one in played]).astype(np.float32))
+        cut = torch.zeros(len(played), envs)
+        cut_value = torch.zeros(len(played), envs)
+        with torch.no_grad():
+            for step, one in enumerate(played):
+                for env, obs in one.cut_obs.items():
+                    cut[step, env] = 1
+                    cut_value[step, env] = self._values(self.target, obs[None]).max()
+            if config.n_step != 1:
+                last = self._values(self.target, self.obs).max(1).values
+                return n_step_targets(reward, terminated, cut_value, cut, last, config.discount)
+            # All that follows in one batch.
+            beyond = self._values(self.target, np.concatenate([one.obs for one in played]))
+            beyond = beyond.view(len(played), envs, -1)
+            if config.sarsa:
+                assert self.chosen is not None
+                after = torch.from_numpy(np.stack([*chosen[1:], self.chosen]))
+                following = beyond.gather(-1, after.unsqueeze(-1)).squeeze(-1)
+            else:
+                following = beyond.max(-1).values
+            following = torch.where(cut > 0, cut_value, following)
+            return one_step_targets(reward, 1 - terminated, following, config.discount)
+
+    def _refresh_target(self, steps: int) -> None:
+        """The worker that first comes past a multiple of the period copies; who comes at the same time does so too."""
+        shared = self.shared
+        period = steps * self.envs.frames_per_step // self.config.target_every_frames
+        if period > shared.refreshes:
+            shared.further[0].copy_(shared.values)
+            shared.refreshes = period
+        self.target.values.copy_(shared.further[0])
+
+
+def default_preset(env: str | None) -> Literal["paper", "classic"]:
+    """What trains ``env`` when no preset is named."""
+    return "paper" if env is None or is_atari(env) else "classic"
+
+
+RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
+train = RECIPE.train
+TRAINER = Trainer("async_q", Config, PRESETS, train, default_preset)
+
+if __name__ == "__main__":
+    run(lambda: command_line.main(TRAINER))

@@ -1,0 +1,393 @@
+"""What A3C and asynchronous Q share and their paper does not mention: one worker here, or many in processes.
+
+A worker plays a round and applies its gradient to shared parameters. One worker alone is deterministic and runs in the
+trainer's process; several run in processes, and the trainer counts, logs, saves, and replaces those that die.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastrl.engine.played_envs import PlayedEnvs, played_envs
+from fastrl.engine.protocol import DEFAULT_PROTOCOL
+from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
+from fastrl.engine.shared_memory import SharedMemoryHandle
+from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
+from fastrl.learn.networks import build
+from fastrl.learn.schedules import linear
+from fastrl.runs import command_line, seeds
+from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
+from fastrl.runs.run_dir import as_json
+from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.traps import NonFiniteLoss
+from fastrl.runs.workers import Board, Boundary, Line, WorkerGroup, as_text, from_text
+
+_LISTEN_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsyncOptions(RunOptions):
+    """Options of how the work is shared out, and of the optimiser that the workers share."""
+
+    protocol: str = DEFAULT_PROTOCOL  # the rules of an Atari game, see `fastrl protocols`
+    steps: int = 80_000_000  # of all workers together
+    workers: int = 16  # processes
+    envs_per_worker: int = 1  # games of each
+    sync: bool = False  # one worker with all games: deterministic
+    discount: float = 0.99  # gamma
+    network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
+    hidden_units: tuple[int, ...] = (64, 64)  # of an mlp
+    learning_rate: float = 0.0007  # at first
+    learning_rate_steps: int = 80_000_000  # until it is 0; 0: it stays
+    rmsprop_decay: float = 0.99  # of the squares
+    rmsprop_epsilon: float = 0.1  # under the root
+    max_gradient_norm: float = 40.0  # 0: not clipped
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        for name, least in (("steps", 1), ("workers", 1), ("envs_per_worker", 1), ("learning_rate_steps", 0)):
+            require_whole(self, name, least)
+        for name, most in (
+            ("discount", 1), ("learning_rate", 1e3), ("rmsprop_decay", 1), ("rmsprop_epsilon", 1e3),
+            ("max_gradient_norm", math.inf),
+        ):  # fmt: skip
+            require_number(self, name, 0, most)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one worker does it all, within the trainer's process, deterministically."""
+        return self.sync or self.workers == 1
+
+    def learning_rate_at(self, steps: int) -> float:
+        """The rate after so many steps of all workers."""
+        if not self.learning_rate_steps:
+            return self.learning_rate
+        return linear(steps, self.learning_rate, 0.0, self.learning_rate_steps)
+
+
+class AsyncWorker(ABC):
+    """Plays rounds with its own games and applies their gradients to what all share.
+
+    Args:
+        config: the hyper-parameters.
+        network: its description.
+        shared: what it moves.
+        index: which worker it is.
+        envs: its games.
+        stream: the name of its random numbers.
+    """
+
+    sums: ClassVar[tuple[str, ...]]  # what a round tells for the log
+
+    def __init__(
+        self,
+        config: Any,
+        network: dict[str, Any],
+        shared: SharedParameters,
+        index: int,
+        envs: PlayedEnvs,
+        stream: str,
+    ) -> None:
+        self.config, self.envs, self.shared, self.stream = config, envs, shared, stream
+        self.description = network
+        self.local = FlatNetwork(build(network))
+        self.optimiser = SharedRMSProp(shared, index, config.rmsprop_decay, config.rmsprop_epsilon)
+        self.generator = seeds.generator(config.seed, f"actions {stream}")
+        self.obs: npt.NDArray[Any] = np.empty(0)
+
+    def start(self, state: dict[str, Any] | None) -> None:
+        """Begin, or go on from what :meth:`state` gave."""
+        saved = state["envs"] if state else None
+        self.obs = self.envs.start(None if saved is None else [from_text(text) for text in saved])
+        if state:
+            seeds.restore_generator(self.generator, state["generator"])
+
+    def state(self) -> dict[str, Any]:
+        """Between rounds, all that it is beside the shared parameters."""
+        saved = self.envs.save_state()
+        return {
+            "envs": None if saved is None else [as_text(one) for one in saved],
+            "generator": seeds.generator_state(self.generator),
+        }
+
+    @abstractmethod
+    def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
+        """Snapshot, play, apply.
+
+        Args:
+            steps_before: of all workers.
+
+        Returns:
+            Steps taken, full games that ended, and a value for each of ``sums``.
+        """
+
+    def autocast(self) -> Any:
+        """The precision of the networks' products."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def apply(self, loss: Tensor, steps_before: int) -> float:
+        """Apply the gradient of ``loss``; returns its norm before it was clipped."""
+        self.local.gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_norm(self.local.gradient, self.config.max_gradient_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"train: the gradient is {norm} after {steps_before:,} steps, and must be finite")
+        self.optimiser.apply(self.local.gradient, self.config.learning_rate_at(steps_before))
+        return norm
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One asynchronous algorithm.
+
+    Args:
+        algorithm: its module in fastrl, which has this recipe as ``RECIPE``.
+        config_class: its configuration.
+        worker: plays its rounds.
+        kind: of its network, see :func:`fastrl.learn.networks.build`.
+        acts: how its policy acts when it is measured.
+        copies: further vectors of parameters that workers share.
+    """
+
+    algorithm: str
+    config_class: type[AsyncOptions]
+    worker: type[AsyncWorker]
+    kind: str
+    acts: str
+    copies: int = 0
+
+    def train(
+        self,
+        config: Any,
+        *,
+        resume_run: Path | None = None,
+        without_replay: bool = False,
+        accept_changed_bits: bool = False,
+    ) -> Session:
+        """Train to the end, or until told to stop."""
+        config = resolved(config)
+        if config.device != "cpu":
+            raise ValueError(f"device: {self.algorithm} learns on the CPU; use --device cpu")
+        resumed = None
+        if resume_run is not None:
+            resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
+        num_envs = config.workers * config.envs_per_worker if config.alone else 1
+        envs = make_envs(config, num_envs, _stream(0, 0), config.threads)
+        try:
+            with torch_threads(config.torch_threads or 1):
+                return _Run(self, config, envs, resumed).train()
+        finally:
+            envs.close()
+
+
+def _stream(worker: int, life: int) -> str:
+    return f"worker {worker} life {life}"
+
+
+def make_envs(config: Any, num_envs: int, stream: str, threads: int | None) -> PlayedEnvs:
+    """The games of one worker."""
+    envs = played_envs(
+        config.env,
+        num_envs,
+        protocol=config.protocol,
+        threads=threads,
+        seed=seeds.whole(config.seed, f"envs {stream}"),
+    )
+    if not envs.num_actions:
+        raise ValueError(f"env: {config.env} has actions {envs.action_space}; a number of actions is needed here")
+    return envs
+
+
+def work(order: dict[str, Any], board: Board, line: Line) -> None:
+    """A worker process, see :mod:`fastrl.runs.workers`."""
+    torch.set_num_threads(1)
+    recipe: Recipe = importlib.import_module(f"fastrl.{order['algorithm']}").RECIPE
+    config: Any = command_line.from_stored(recipe.config_class, order["config"])
+    index, stream = int(order["worker"]), _stream(order["worker"], order["life"])
+    memory = SharedMemoryHandle(**order["shared"].pop("memory"))
+    shared = SharedParameters.attach(SharedHandle(memory=memory, **order["shared"]))
+    envs = make_envs(config, config.envs_per_worker, stream, threads=1)
+    worker = recipe.worker(config, order["network"], shared, index, envs, stream)
+    worker.start(order["state"])
+    boundary = Boundary(board, line)
+    while boundary.go_on(worker.state):
+        steps, games, sums = worker.round(int(board.steps.sum()))
+        board.sums[index] += [1.0, *sums]
+        board.steps[index] += steps
+        if games:
+            line.send({"games": [dataclasses.asdict(game) for game in games]})
+
+
+@dataclass
+class _RemoteGames:
+    """What the session wants to know of games that it does not hold itself: they are in the workers' states."""
+
+    frames_per_step: int
+    replay: None = None
+
+    def save_state(self) -> None:
+        """None: see above."""
+
+
+class _Run:
+    """One run of a recipe, in the trainer's process."""
+
+    def __init__(self, recipe: Recipe, config: Any, envs: PlayedEnvs, resumed: Resumed | None) -> None:
+        self.recipe, self.config, self.envs, self.resumed = recipe, config, envs, resumed
+        own = ":" in config.network
+        self.network = {
+            "kind": recipe.kind,
+            "torso": "own" if own else config.network,
+            "factory": config.network if own else None,
+            "obs_shape": list(envs.obs_shape),
+            "hidden_units": list(config.hidden_units),
+            "num_actions": envs.num_actions,
+            "dueling": getattr(config, "dueling", False),
+        }
+        self.model = FlatNetwork(build(self.network, [seeds.whole(config.seed, "network")]))
+        self.shared = SharedParameters(self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies)
+        for vector in (self.shared.values, *self.shared.further):
+            vector.copy_(self.model.values)
+        self.saved: dict[str, Any] | None = None
+        if resumed is not None:
+            self.saved = resumed.state
+            for name, vector in self._vectors().items():
+                vector.copy_(resumed.checkpoint.tensors[name])
+            self.shared.set_counts(self.saved["counts"])
+        self.sums = np.zeros(1 + len(recipe.worker.sums))
+        self._told_sums, self._told_counts = self.sums.copy(), self.shared.counts()
+
+    def _vectors(self) -> dict[str, Tensor]:
+        copies = {f"shared.copy{i}": vector for i, vector in enumerate(self.shared.further)}
+        return {"shared.values": self.shared.values, "shared.squares": self.shared.squares, **copies}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is shared, and the network for whoever wants to act."""
+        self.model.values.copy_(self.shared.values)
+        policy = {f"policy.{name}": tensor for name, tensor in self.model.network.state_dict().items()}
+        return {**self._vectors(), **policy}
+
+    def state(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is saved beside the tensors."""
+        return {"workers": workers, "counts": self.shared.counts(), "sums": self._unlogged()}
+
+    def _unlogged(self) -> list[float]:
+        return [float(value) for value in self.sums - self._told_sums]
+
+    def row(self, steps: int) -> dict[str, float | None]:
+        """What a row of the log says: means over the rounds since the last one."""
+        counts = self.shared.counts()
+        new, applied = self.sums - self._told_sums, counts["done"] - self._told_counts["done"]
+        row: dict[str, float | None] = dict.fromkeys(self.recipe.worker.sums)
+        if new[0] > 0:
+            row = dict(zip(row, (new[1:] / new[0]).tolist(), strict=True))
+        if applied:
+            row |= {f"{name}_mean": (counts[name] - self._told_counts[name]) / applied for name in ("lag", "overlaps")}
+        self._told_sums, self._told_counts = self.sums.copy(), counts
+        return {**row, "learning_rate": self.config.learning_rate_at(steps)}
+
+    def train(self) -> Session:
+        config, recipe = self.config, self.recipe
+        rules = {"protocol": config.protocol, **evaluation_protocol(config.protocol)} if is_atari(config.env) else None
+        policy = {
+            "env": config.env,
+            "network": self.network,
+            "prefix": "policy.",
+            "acts": recipe.acts,
+            "evaluation_rules": rules,
+        }
+        facts: Mapping[str, Any] = {"rules_fingerprint": self.envs.rules_fingerprint}
+        games = _RemoteGames(self.envs.frames_per_step)
+        if self.saved is not None:
+            self.sums += self.saved["sums"]
+        with Session(recipe.algorithm, config, games, resumed=self.resumed, policy=policy, facts=facts) as session:
+            states = self._alone(session) if config.alone else self._together(session)
+            session.finish(self.tensors(), self.state(states))
+        return session
+
+    def _after(self, session: Session, steps: int, more: Mapping[str, float]) -> None:
+        """What follows steps, whoever took them."""
+        if session.crossed(self.config.log_every_steps, steps):
+            session.log({**self.row(session.steps), **more})
+        if session.crossed(self.config.evaluate_every_steps, steps) and session.steps < self.config.steps:
+            session.evaluate(self.tensors())
+
+    def _alone(self, session: Session) -> list[dict[str, Any]]:
+        worker = self.recipe.worker(self.config, self.network, self.shared, 0, self.envs, _stream(0, 0))
+        worker.start(self.saved["workers"][0] if self.saved else None)
+        while session.running():
+            with session.clock("round"):
+                steps, games, new = worker.round(session.steps)
+            self.sums += [1.0, *new]
+            session.updates += 1
+            session.stepped(steps, games)
+            self._after(session, steps, {})
+            if session.checkpoint_due(steps):
+                session.checkpoint(self.tensors(), self.state([worker.state()]))
+        return [worker.state()]
+
+    def _together(self, session: Session) -> list[dict[str, Any]]:
+        """Workers play and learn in their processes; this one counts, logs and saves."""
+        config = self.config
+        self.envs.close()  # they were made to know what they are like
+        board = Board(config.workers, len(self.sums))
+        board.steps[0] = session.steps
+        before = self.sums.copy()
+        order = {
+            "algorithm": self.recipe.algorithm,
+            "config": as_json(config),
+            "network": self.network,
+            "shared": dataclasses.asdict(self.shared.handle()),
+        }
+        states = self.saved["workers"] if self.saved else [None] * config.workers
+        ended: list[Game] = []
+
+        def heard(index: int, message: dict[str, Any]) -> None:
+            ended.extend(Game(**game) for game in message["games"])
+
+        def count() -> int:
+            steps = int(board.steps.sum()) - session.steps
+            self.sums = before + board.sums.sum(0)
+            session.updates = self.shared.applied()
+            games, ended[:] = list(ended), []
+            session.stepped(steps, games)
+            return steps
+
+        group = WorkerGroup(
+            __name__,
+            [{**order, "state": state} for state in states],
+            board,
+            heard=heard,
+            died=self.shared.forget_unfinished,
+            note=session.note,
+        )
+        try:
+            while session.running():
+                with session.clock("wait for workers"):
+                    group.poll(_LISTEN_S)
+                steps = count()
+                self._after(session, steps, {"worker_deaths": group.deaths})
+                if session.checkpoint_due(steps):
+                    with session.clock("checkpoint"):
+                        paused = group.pause()
+                        count()
+                        session.checkpoint(self.tensors(), self.state(paused))
+                        group.go_on()
+            paused = group.pause()
+            count()
+            return paused
+        finally:
+            group.stop()
