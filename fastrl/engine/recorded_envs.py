@@ -7,7 +7,7 @@ step of every env is a decision of the agent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +139,7 @@ class RecordedAtari:
 class RecordedGymnasium:
     """Envs of Gymnasium with vectors as observations, stepped one after the other and recorded in a replay.
 
+    Actions are numbers from 0 on, or, for a Box, in [-1, 1] for each dimension, whatever the Box's own bounds are.
     They have no state that could be saved: a run that is resumed begins new episodes.
     """
 
@@ -167,7 +168,7 @@ class RecordedGymnasium:
             )
         self.action_space = action
         self.num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
-        self._first_action = int(action.start) if isinstance(action, spaces.Discrete) else 0
+        self._to_env = action_scaling(action)
         self.obs_shape: tuple[int, ...] = observation.shape
         self.replay = Replay(
             capacity,
@@ -175,7 +176,7 @@ class RecordedGymnasium:
             obs_shape=observation.shape,
             obs_dtype="float32",
             stack=1,
-            action=action,
+            action=spaces.Box(-1, 1, action.shape, np.float32) if isinstance(action, spaces.Box) else action,
             seed=replay_seed,
             alpha=alpha,
         )
@@ -206,7 +207,7 @@ class RecordedGymnasium:
         """Take the step and record it. Tells which episodes ended with it."""
         assert self._actions is not None, "receive: send() comes first"
         actions, self._actions = self._actions, None
-        obs, reward, terminated, truncated, info = self._envs.step(actions + self._first_action)
+        obs, reward, terminated, truncated, info = self._envs.step(self._to_env(actions))
         self._returns += reward
         self._steps += 1
         games = []
@@ -239,6 +240,24 @@ class RecordedGymnasium:
 
 
 RecordedEnvs = RecordedAtari | RecordedGymnasium
+
+
+def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """From the learner's actions (from 0 on; in [-1, 1]) to those of ``space``.
+
+    >>> scale = action_scaling(spaces.Box(np.float32([0, -2]), np.float32([1, 6])))
+    >>> scale(np.array([[-1.0, 0.0], [1.0, 1.0]], np.float32)).tolist()
+    [[0.0, 2.0], [1.0, 6.0]]
+    """
+    if isinstance(space, spaces.Discrete):
+        first = int(space.start)
+        return lambda actions: actions + first
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        raise ValueError(f"env: its actions are {space}; numbers from 0 on or a Box with bounds are needed")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    middle, half, kind = (low + high) / 2, (high - low) / 2, space.dtype
+    # Rounding may not lead outside.
+    return lambda actions: np.clip(middle + half * actions, low, high).astype(kind)
 
 
 def make_gymnasium(env_id: str, num_envs: int) -> Any:

@@ -108,7 +108,71 @@ class ActorCritic(nn.Module):
         return self.policy(features), self.value(features).squeeze(1)
 
 
-_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"q": QNetwork, "actor_critic": ActorCritic}
+class Actor(nn.Module):
+    """A deterministic policy (Lillicrap et al. 2016): each dimension of the action in [-1, 1]."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        width = math.prod(description["obs_shape"])
+        layers: list[nn.Module] = [nn.Flatten()]
+        normed = bool(description.get("batch_norm", False))
+        if normed:
+            layers.append(nn.BatchNorm1d(width))
+        for units in description["hidden_units"]:
+            layers += [_fan_in(nn.Linear(width, units)), *([nn.BatchNorm1d(units)] if normed else []), nn.ReLU()]
+            width = units
+        last = _uniform(nn.Linear(width, int(description["action_size"])), description["final_uniform"])
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Actions, (batch, dimensions)."""
+        actions: Tensor = self.layers(obs)
+        return actions
+
+
+class Critic(nn.Module):
+    """The value of an action in [-1, 1] in a state. The action enters at layer ``action_layer``, 0 being the first."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        width, at = math.prod(description["obs_shape"]), int(description["action_layer"])
+        normed = bool(description.get("batch_norm", False))
+        before: list[nn.Module] = [nn.Flatten()]
+        after: list[nn.Module] = []
+        if normed:
+            before.append(nn.BatchNorm1d(width))
+        for place, units in enumerate(description["hidden_units"]):
+            width += int(description["action_size"]) if place == at else 0
+            # The paper normalises what comes before the action.
+            norm = [nn.BatchNorm1d(units)] if normed and place < at else []
+            (before if place < at else after).extend([_fan_in(nn.Linear(width, units)), *norm, nn.ReLU()])
+            width = units
+        after.append(_uniform(nn.Linear(width, 1), description["final_uniform"]))
+        self.before, self.after = nn.Sequential(*before), nn.Sequential(*after)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Values, (batch,)."""
+        values: Tensor = self.after(torch.cat([self.before(obs), action], 1))
+        return values.squeeze(1)
+
+
+def _fan_in(layer: nn.Linear) -> nn.Linear:
+    """Weights and biases within 1/sqrt(inputs), as in the paper's supplement."""
+    return _uniform(layer, 1 / math.sqrt(layer.in_features))
+
+
+def _uniform(layer: nn.Linear, most: float) -> nn.Linear:
+    nn.init.uniform_(layer.weight, -most, most)
+    nn.init.uniform_(layer.bias, -most, most)
+    return layer
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "q": QNetwork,
+    "actor_critic": ActorCritic,
+    "actor": Actor,
+    "critic": Critic,
+}
 
 
 def build(description: dict[str, Any], seed: Sequence[int] | None = None) -> nn.Module:
