@@ -1,7 +1,8 @@
 """Ours against peers, in turn within one run: a machine that drifts slows all of them alike.
 
 A contest has one task; every contestant does it once a round, in the same order, and each keeps the time of every
-round. What is quoted is the median, and a ratio is the median of the ratios round by round.
+round. What is quoted is the median, and a ratio is the median of the ratios round by round. A task that returns a
+number has timed itself: seconds for the round's work, what it needed to get ready left out.
 """
 
 from __future__ import annotations
@@ -29,14 +30,10 @@ class Contest:
 
         def others_first() -> None:
             for name, task in others.items():
-                began = time.perf_counter()
-                task()
-                self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+                self.seconds.setdefault(name, []).append(_seconds_of(task))
 
         def timed_ours() -> None:
-            began = time.perf_counter()
-            ours()
-            self.seconds.setdefault("fastrl", []).append(time.perf_counter() - began)
+            self.seconds.setdefault("fastrl", []).append(_seconds_of(ours))
 
         self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=1)
         for name in list(self.seconds):  # the warm-up is not counted
@@ -67,6 +64,12 @@ class Contest:
             return 0.0
         quarters = statistics.quantiles(times, n=4)
         return (quarters[2] - quarters[0]) / statistics.median(times)
+
+
+def _seconds_of(task: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    own = task()
+    return own if isinstance(own, float) else time.perf_counter() - began
 
 
 def geometric_mean(values: list[float]) -> float:

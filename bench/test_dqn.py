@@ -1,0 +1,208 @@
+"""Steps a second of a whole DQN training on the CPU, beside Stable-Baselines3's, and where the time goes.
+
+Both train Breakout with the network of the paper, batch 32, one update for every four steps, Adam, the same rules of
+the game and as many threads of torch. Each starts anew every round; its set-up and its warm-up are not counted. A
+CleanRL checkout is timed as well if FASTRL_BENCH_CLEANRL names it and it runs with the gymnasium that is installed.
+
+The limit is the update alone: as many bare updates as the steps ask for, on one batch that never changes, in torch
+without a trainer around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastrl import dqn
+from fastrl.engine.budget import usable_cores
+from fastrl.engine.replay import Batch
+from fastrl.runs import command_line
+from fastrl.runs.metrics import read_metrics
+from fastrl.runs.options import resolved
+
+ENV = "BreakoutNoFrameskip-v4"
+WARM_UP_STEPS = 400
+NETWORK = {"kind": "q", "torso": "nature", "obs_shape": [4, 84, 84], "num_actions": 4}
+
+
+def config_of(steps: int, num_envs: int, precision: str, runs: Path) -> dqn.Config:
+    preset: dqn.Config = command_line.with_preset(dqn.TRAINER, "sb3")
+    return dataclasses.replace(
+        preset,
+        env=ENV,
+        steps=WARM_UP_STEPS + steps,
+        num_envs=num_envs,
+        replay_capacity=10_000,
+        warm_up_steps=WARM_UP_STEPS,
+        log_every_steps=min(WARM_UP_STEPS, steps),
+        evaluate_every_steps=0,
+        checkpoint_every_minutes=0.0,
+        checkpoint_replay=False,
+        tensorboard=False,
+        precision=precision,
+        torch_threads=usable_cores(),
+        runs=runs,
+    )
+
+
+def ours(steps: int, num_envs: int, precision: str) -> Callable[[], float]:
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            session = dqn.train(config_of(steps, num_envs, precision, Path(folder)))
+            rows = read_metrics(session.run.metrics_file)
+            learning = rows["updates"] > 0
+            spent = (rows["steps"] - np.concatenate([[0], rows["steps"][:-1]]))[learning] / rows["steps_per_s"][
+                learning
+            ]
+            stages = {name: rows[name][learning].mean() for name in rows if name.startswith("share/")}
+            run.stages = stages  # type: ignore[attr-defined]
+            return float(spent.sum() * steps / (rows["steps"][-1] - WARM_UP_STEPS))
+
+    return run
+
+
+def sb3(steps: int) -> Callable[[], float]:
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    class Stopwatch(BaseCallback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.began = 0.0
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps == WARM_UP_STEPS:
+                self.began = time.perf_counter()
+            return True
+
+    def run() -> float:
+        torch.set_num_threads(usable_cores())
+        env = VecFrameStack(make_atari_env(ENV, n_envs=1, seed=0), 4)
+        model = DQN(
+            "CnnPolicy",
+            env,
+            buffer_size=10_000,
+            learning_starts=WARM_UP_STEPS,
+            learning_rate=1e-4,
+            batch_size=32,
+            train_freq=4,
+            gradient_steps=1,
+            target_update_interval=1_000,
+            exploration_fraction=0.1,
+            exploration_final_eps=0.01,
+            max_grad_norm=10,
+            device="cpu",
+        )
+        watch = Stopwatch()
+        model.learn(WARM_UP_STEPS + steps, callback=watch)
+        seconds = time.perf_counter() - watch.began
+        env.close()
+        return seconds
+
+    return run
+
+
+def cleanrl(checkout: str, steps: int) -> Callable[[], float]:
+    """CleanRL's own script, whose last line of speed counts from its start: with a warm-up of one step, all of it."""
+
+    def run() -> float:
+        command = [
+            sys.executable, f"{checkout}/cleanrl/dqn_atari.py", "--env-id", ENV, "--total-timesteps", str(steps),
+            "--learning-starts", "40", "--buffer-size", "10000", "--no-cuda",
+        ]  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            told = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout
+        return steps / float(re.findall(r"SPS: (\d+)", told)[-1])
+
+    return run
+
+
+def bare_updates(updates: int, precision: str) -> Callable[[], None]:
+    """The limit: nothing but the update of the same network in torch."""
+    torch.set_num_threads(usable_cores())
+    learner = dqn.Learner(resolved(config_of(4, 1, precision, Path())), NETWORK)
+    generator = np.random.default_rng(0)
+    drawn = batch_of(generator)
+    learner.update(drawn)
+
+    def run() -> None:
+        torch.set_num_threads(usable_cores())
+        for _ in range(updates):
+            learner.update(drawn)
+
+    return run
+
+
+def batch_of(generator: np.random.Generator) -> Batch:
+    frames = generator.integers(0, 256, (32, 5, 84, 84), np.uint8)
+    return Batch(
+        obs=frames[:, :4],
+        action=generator.integers(4, size=32),
+        reward=generator.choice(np.float32([-1, 0, 1]), 32),
+        discount=np.full(32, 0.99, np.float32),
+        next_obs=frames[:, 1:],
+        index=np.zeros((32, 2), np.int64),
+        weight=np.ones(32, np.float32),
+    )
+
+
+def check_answer() -> None:
+    """Three updates move the weights as Stable-Baselines3's formula does, written down in plain torch."""
+    learner = dqn.Learner(resolved(config_of(4, 1, "fp32", Path())), NETWORK)
+    plain = {name: p.detach().clone().requires_grad_() for name, p in learner.online.named_parameters()}
+    frozen = {name: p.detach().clone() for name, p in plain.items()}
+    optimiser = torch.optim.Adam(plain.values(), 1e-4, eps=1e-8, fused=False)
+    generator = np.random.default_rng(1)
+    for _ in range(3):
+        drawn = batch_of(generator)
+        learner.update(drawn)
+        call = torch.func.functional_call
+        obs, beyond = (torch.from_numpy(np.ascontiguousarray(a)) for a in (drawn.obs, drawn.next_obs))
+        with torch.no_grad():
+            target = torch.from_numpy(drawn.reward) + 0.99 * call(learner.online, frozen, beyond).max(1).values
+        values = call(learner.online, plain, obs).gather(1, torch.from_numpy(drawn.action)[:, None]).squeeze(1)
+        optimiser.zero_grad()
+        F.smooth_l1_loss(values, target).backward()
+        torch.nn.utils.clip_grad_norm_(plain.values(), 10)
+        optimiser.step()
+    for name, parameter in learner.online.named_parameters():
+        torch.testing.assert_close(parameter, plain[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_envs", "precision"), [(1, "fp32"), (8, "fp32"), (8, "bf16")])
+def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str) -> None:
+    steps, rounds = (40, 1) if quick else (1_200, 5)
+    check_answer()
+    run = ours(steps, num_envs, precision)
+    others: dict[str, Callable[[], Any]] = {"bare updates": bare_updates(steps // 4, precision)}
+    missing = []
+    try:
+        others["SB3"] = sb3(steps)
+    except ImportError as error:
+        missing.append(f"SB3 ({error})")
+    checkout = os.environ.get("FASTRL_BENCH_CLEANRL")
+    if checkout:
+        others["CleanRL"] = cleanrl(checkout, steps)
+    made = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
+    made.missing += missing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers'
+        made.run(run, others, rounds)
+    shares = ", ".join(f"{name.removeprefix('share/')} {share:.0%}" for name, share in run.stages.items())  # type: ignore[attr-defined]
+    print(f"\n{made.title}: {shares}")
