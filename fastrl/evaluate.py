@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +18,21 @@ import torch
 from fastrl.engine.files import write_private
 from fastrl.engine.games import find_game
 from fastrl.engine.protocol import Protocol
-from fastrl.engine.recorded_envs import evaluation_protocol, is_atari
+from fastrl.engine.recorded_envs import is_atari
 from fastrl.engine.rules import whole_number
-from fastrl.runs import scores, seeds
+from fastrl.runs import scores
 from fastrl.runs.evaluation import Act, Evaluation, epsilon_greedy, evaluate, make_envs, normalised
 from fastrl.runs.statistics import stratified_bootstrap
-from fastrl.runs.trained import TrainedPolicy, load
+from fastrl.runs.subject import Subject, add_options, find_subject
 
-RANDOM_PROTOCOL = "nature"  # that random play is measured by where nothing is said: that of the published scores
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and by which rules."""
-
-    words: str
-    env: str
-    rules: dict[str, Any] | None  # None: not an Atari game
-    trained: TrainedPolicy | None  # None: random play
-    epsilon: float | None
-    seed: int
-
-    def act(self) -> Act | None:
-        """Its choice of actions; None: at random."""
-        if self.trained is None or self.epsilon is None:
-            return None
-        return epsilon_greedy(self.trained.policy, self.epsilon, self.seed)
-
-
-def subject(arguments: argparse.Namespace) -> Subject:
-    """What the command line asks for."""
-    random = arguments.policy == "random"
-    trained = None
-    if arguments.run is not None:
-        trained = load(
-            arguments.run,
-            arguments.checkpoint,
-            arguments.device,
-            arguments.network,
-            env=arguments.env,
-            note=lambda text: print(f"fastrl evaluate: {text}", file=sys.stderr),
-        )
-        trained.require_env()
-        env, rules = trained.env_id, trained.evaluation_rules
-    elif not random:
-        raise ValueError("RUN: give the directory of a run, or --policy random --env GAME for random play")
-    elif arguments.env is None:
-        raise ValueError("--env: random play needs a game, --env PongNoFrameskip-v4 for example")
-    else:
-        env = arguments.env
-        rules = {"protocol": RANDOM_PROTOCOL, **evaluation_protocol(RANDOM_PROTOCOL)} if is_atari(env) else None
-    if arguments.protocol is not None:
-        if rules is None:
-            raise ValueError(f"--protocol: {env} is not an Atari game; its rules are its own")
-        rules = {**rules, "protocol": arguments.protocol, **evaluation_protocol(arguments.protocol)}
-    seed = seeds.whole(arguments.seed, "evaluate")  # seeds next to each other share no games
-    if random:
-        return Subject(f"random play of {env}", env, rules, None, None, seed)
-    assert trained is not None
-    epsilon = arguments.epsilon
-    if epsilon is None:
-        epsilon = float(trained.run.config.get("evaluation_epsilon", 0.05))
-    return Subject(f"{trained.describe()}, in {env}", env, rules, trained, epsilon, seed)
+def act_of(chosen: Subject) -> Act | None:
+    """Its choice of actions; None: at random."""
+    if chosen.trained is None:
+        return None
+    return epsilon_greedy(chosen.trained.policy, chosen.epsilon, chosen.seed)
 
 
 def rules_played(chosen: Subject) -> tuple[list[str], dict[str, Any]]:
@@ -165,16 +116,13 @@ class Progress:
 def run_command(arguments: argparse.Namespace) -> None:
     """Check, play, tell."""
     whole_number("--episodes", arguments.episodes, 1, 1_000_000)
-    whole_number("--seed", arguments.seed, 0, 2**63 - 1)
-    if arguments.epsilon is not None and not 0 <= arguments.epsilon <= 1:
-        raise ValueError(f"--epsilon: {arguments.epsilon} is outside [0, 1]; it is how often an action is random")
     output: Path | None = arguments.output
     if output is not None and (not output.parent.is_dir() or output.is_dir()):
         raise ValueError(f"--output: {output} is to be a file in a folder that is there")
     # Threads would change the order of sums, so which one of two actions of nearly equal value is the better one.
     torch.set_num_threads(1)
-    chosen = subject(arguments)
-    acting = "" if chosen.epsilon is None else f", epsilon {chosen.epsilon:g}"
+    chosen = find_subject(arguments, "evaluate")
+    acting = "" if chosen.trained is None else f", epsilon {chosen.epsilon:g}"
     print(f"{chosen.words}: {arguments.episodes} games{acting}, seed {arguments.seed}")
     lines, rules = rules_played(chosen)
     print("\n".join(lines), flush=True)
@@ -182,7 +130,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     progress = Progress()
     try:
         played = evaluate(
-            chosen.act(),
+            act_of(chosen),
             chosen.env,
             chosen.rules,
             episodes=arguments.episodes,
@@ -204,7 +152,7 @@ def run_command(arguments: argparse.Namespace) -> None:
             "checkpoint": None if chosen.trained is None else chosen.trained.kind,
             "checkpoint_steps": None if chosen.trained is None else chosen.trained.steps,
             "env": chosen.env,
-            "epsilon": chosen.epsilon,
+            "epsilon": None if chosen.trained is None else chosen.epsilon,
             "seed": arguments.seed,
             "rules": rules,
             **found,
@@ -215,26 +163,11 @@ def run_command(arguments: argparse.Namespace) -> None:
         print(f"written: {output}")
 
 
-def add_policy_options(parser: argparse.ArgumentParser) -> None:
-    """Which policy: the options that commands which use one share."""
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the directory of a run, live or finished")
-    parser.add_argument(
-        "--policy", choices=("trained", "random"), default="trained", help="random needs no run, but --env"
-    )
-    parser.add_argument("--env", help="the game of random play; with a run only where its env imports a module")
-    parser.add_argument("--checkpoint", default="best", help="best, latest, a number of steps, or a file")
-    parser.add_argument("--network", metavar="MODULE:FUNCTION", help="for a run with a network of your own: imports it")
-    parser.add_argument("--device", default="cpu", help="where the network runs")
-    parser.add_argument("--epsilon", type=float, help="how often an action is random (default: the run's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the games and of random actions")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="fastrl evaluate", description=__doc__)
-    add_policy_options(parser)
+    add_options(parser)
     parser.add_argument("--episodes", type=int, default=30, help="full games (default: %(default)s)")
-    parser.add_argument("--protocol", help="other rules than the run's (see fastrl protocols)")
     parser.add_argument("--threads", type=int, help="that emulate; results do not depend on it")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="everything that was found, each game too")
     parser.add_argument(
