@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_command(parser.parse_args(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, OSError, MemoryError, gymnasium.error.Error) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, gymnasium.error.Error) as error:
         sys.exit(f"fastrl evaluate: {error}")
 
 

@@ -132,7 +132,7 @@ def play(
     screen: Screen,
     *,
     episodes: int | None,
-    before_picture: Callable[[], str],
+    before_picture: Callable[[], list[str]],
     ended: Callable[[], bool],
 ) -> Iterator[tuple[float, int]]:
     """Play and show; gives return and steps of each game that was played to its end.
@@ -142,25 +142,23 @@ def play(
         choose: an action and its value.
         screen: where.
         episodes: how many games; None: until ``ended``.
-        before_picture: is called before each, and waits; what it gives begins the caption.
+        before_picture: is called before each, and waits; what it gives ends the caption.
         ended: whether to stop in the middle.
     """
     number = 0
     while episodes is None or number < episodes:
         number += 1
         obs, over, total, steps = game.reset(), False, 0.0, 0
-        screen.show(game.picture(), f"{before_picture()}game {number}")
+        screen.show(game.picture(), " | ".join([f"game {number}", *before_picture()]))
         while not over:
             if ended() or screen.closed:
                 return
             action, value = choose(obs)
             obs, reward, over = game.step(action)
             total, steps = total + reward, steps + 1
-            quality = "" if value is None else f"  Q {value:.3f}"
-            screen.show(
-                game.picture(),
-                f"{before_picture()}game {number}  return {total:g}  step {steps}  {game.action_name(action)}{quality}",
-            )
+            told = [f"game {number}", f"return {total:g}", f"step {steps}", game.action_name(action)]
+            told += [] if value is None else [f"Q {value:.3f}"]
+            screen.show(game.picture(), " | ".join([*told, *before_picture()]))
         yield total, steps
 
 
@@ -219,13 +217,13 @@ def _watch(arguments: argparse.Namespace, chosen: Subject, game: ShownGame, ende
     screen = open_screen(arguments.to, f"fastrl watch: {chosen.env}", game.aspect, pictures_per_s)
     pace = Pace(1 / pictures_per_s, ended)
 
-    def before_picture() -> str:
+    def before_picture() -> list[str]:
         if screen.live:
             pace.wait()
         if follower is None or chooser.trained is None:
-            return ""
+            return []
         follower.look()
-        return f"weights of {chooser.trained.steps:,} steps  "
+        return [f"weights of {chooser.trained.steps:,} steps"]
 
     games, keep = [], False
     try:
@@ -265,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = watch(parser.parse_args(arguments))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, OSError, MemoryError, gymnasium.error.Error) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, gymnasium.error.Error) as error:
         sys.exit(f"fastrl watch: {error}")
     sys.exit(code)
 
