@@ -149,7 +149,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(which: st
 def test_a_checkpoint_of_another_game_is_refused(cart: Path, pong: Path) -> None:
     (other,) = (pong / "checkpoints").glob("*.json")
 
-    with pytest.raises(ValueError, match="is of 'PongNoFrameskip-v4', .* is of 'CartPole-v1'"):
+    with pytest.raises(ValueError, match=r"is of 'PongNoFrameskip-v4', .* is of 'CartPole-v1'"):
         fastrl.load(cart, other)
 
 
@@ -236,7 +236,7 @@ def test_vectors_of_another_kind_are_refused() -> None:
 
 
 def test_a_device_that_is_absent_is_refused() -> None:
-    with pytest.raises(ValueError, match="device: 'warp' cannot be used here .*; use cpu"):
+    with pytest.raises(ValueError, match=r"device: 'warp' cannot be used here .*; use cpu"):
         fastrl.load(tiny_runs.cart(), device="warp", note=quiet)
 
 
@@ -268,7 +268,7 @@ def test_a_users_own_network_is_imported_only_when_it_is_named_again(
     given = fastrl.load(cart, network=users_network.make, note=quiet)
     assert np.array_equal(by_name.values(np.ones(4)), expected)
     assert np.array_equal(given.values(np.ones(4)), expected)
-    with pytest.raises(ValueError, match="do not fit into the network .*size mismatch"):
+    with pytest.raises(ValueError, match=r"do not fit into the network .*size mismatch"):
         fastrl.load(cart, network=users_network.other, note=quiet)
     with pytest.raises(ValueError, match="was trained with fastrl's 'mlp'; leave it out"):
         fastrl.load(tiny_runs.cart(), network=users_network.make, note=quiet)
@@ -283,9 +283,9 @@ def test_an_env_that_imports_a_module_is_made_only_when_it_is_named_again(cart: 
     policy = fastrl.load(cart, note=quiet)
 
     assert policy.act(np.zeros(4)) in (0, 1)  # acting needs no env
-    with pytest.raises(ValueError, match="imports a module, .* say it again"):
+    with pytest.raises(ValueError, match=r"imports a module, .* say it again"):
         policy.make_env()
-    with pytest.raises(ValueError, match="env 'Other-v0' was given, but .* was trained in 'users_module:Env-v0'"):
+    with pytest.raises(ValueError, match=r"env 'Other-v0' was given, but .* was trained in 'users_module:Env-v0'"):
         fastrl.load(cart, env="Other-v0", note=quiet)
     with pytest.raises(ModuleNotFoundError):
         fastrl.load(cart, env="users_module:Env-v0", note=quiet).make_env()

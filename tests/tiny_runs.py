@@ -1,4 +1,4 @@
-"""Runs as DQN leaves them, trained for seconds; made once, so tests that change one take a copy. And envs to play in."""
+"""Runs as DQN leaves them, trained for seconds and made once: who changes one takes a copy. And an env to play in."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from fastrl import dqn
 from fastrl.runs import checkpoint
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.command_line import with_preset
+
+# Networks this small gain nothing from threads, which wait for each other on a machine that others use too.
+torch.set_num_threads(1)
 
 _SHARED: dict[str, Any] = {
     "steps": 300,
@@ -63,7 +67,7 @@ def copy_of(run: Path, to: Path) -> Path:
 
 
 def save_again(run: Path, steps: int, *, best: bool = False, scale: float = 1.0, **policy: Any) -> Path:
-    """Add a checkpoint to a run: its newest one's tensors times ``scale``, with changes of what describes the policy."""
+    """Add a checkpoint to a run: the newest one's tensors times ``scale``, and with ``policy`` changed."""
     store = CheckpointStore(run / "checkpoints", keep=10)
     newest = checkpoint.read(store.directory / f"ckpt-{store.steps_saved()[0]:012d}.json")
     tensors = {name: t * scale if t.is_floating_point() else t for name, t in newest.tensors.items()}
