@@ -235,6 +235,8 @@ def _watch(arguments: argparse.Namespace, chosen: Subject, game: ShownGame, ende
     print(f"{chosen.words}{'' if chosen.trained is None else f', epsilon {chosen.epsilon:g}'}, seed {arguments.seed}")
     for number, (total, steps) in enumerate(games, 1):
         print(f"game {number}: return {total:g}, {steps:,} steps")
+    if follower is not None and chooser.trained is not None:
+        print(f"the last weights were of {chooser.trained.steps:,} steps")
     if ended() or screen.closed:
         print(f"stopped after {len(games)} whole games")
     if not screen.live:
