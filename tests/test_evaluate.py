@@ -81,13 +81,13 @@ def test_watching_is_told_how_many_games_are_over() -> None:
 
 def test_threads_change_nothing_and_seeds_do() -> None:
     policy = fastrl.load(tiny_runs.pong(), note=quiet).policy
-    rules = {"protocol": "sb3", **evaluation_protocol("sb3"), "max_frames": 1200}
+    rules = {"protocol": "sb3", **evaluation_protocol("sb3"), "max_frames": 500}
 
     def play(seed: int, threads: int) -> Evaluation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # more threads than cores
             act = epsilon_greedy(policy, 0.3, seed)
-            return evaluate(act, "PongNoFrameskip-v4", rules, episodes=4, seed=seed, threads=threads)
+            return evaluate(act, "PongNoFrameskip-v4", rules, episodes=3, seed=seed, threads=threads)
 
     one, two, other = play(1, 1), play(1, 2), play(2, 1)
 
@@ -100,9 +100,9 @@ def test_threads_change_nothing_and_seeds_do() -> None:
 
 def test_random_play_scores_what_was_published_and_not_what_a_life_or_a_clipped_reward_would_give() -> None:
     # A life of Breakout is worth about 0.3 at random, where a game is worth 1.7 (published); 1.3 here.
-    breakout = evaluate(None, "breakout", NATURE, episodes=16, seed=0).summary()
+    breakout = evaluate(None, "breakout", NATURE, episodes=8, seed=0).summary()
     # Clipped, a game of Space Invaders is worth about 10 at random, where its own score is 148 (published).
-    invaders = evaluate(None, "space_invaders", NATURE, episodes=6, seed=0).summary()
+    invaders = evaluate(None, "space_invaders", NATURE, episodes=3, seed=0).summary()
 
     assert 0.7 < breakout["mean"] < 2.5
     assert 80 < invaders["mean"] < 260
