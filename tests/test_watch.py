@@ -22,6 +22,7 @@ from PIL import Image
 import fastrl
 from fastrl import watch
 from fastrl.engine.recorded_envs import evaluation_protocol
+from fastrl.runs.evaluation import epsilon_greedy, evaluate
 from fastrl.runs.shown_game import shown_game
 from fastrl.runs.subject import Subject
 from fastrl.runs.terminal_screen import TerminalScreen, as_cells, changed_text
@@ -93,6 +94,31 @@ def test_the_caption_tells_what_led_to_the_picture() -> None:
     assert games == [(0.0, len(screen.pictures) - 1)]
     assert len(screen.pictures) > 15
     pool.close()
+    game.close()
+
+
+def test_what_is_watched_is_what_evaluating_one_game_by_the_same_seed_plays() -> None:
+    policy = fastrl.load(tiny_runs.pong(), note=quiet)
+    rules = {"protocol": "sb3", **evaluation_protocol("sb3"), "max_frames": 200}
+    game = shown_game("PongNoFrameskip-v4", rules, 7)
+    chooser = watch.Chooser(Subject("", "PongNoFrameskip-v4", rules, policy, 0.5, 7), game.action_space)
+    watched, measured = [], []
+
+    def choose(obs: Any) -> tuple[Any, float | None]:
+        watched.append(chooser(obs)[0])
+        return watched[-1], None
+
+    act = epsilon_greedy(policy.policy, 0.5, 7)
+
+    def measure(obs: Any) -> Any:
+        measured.append(int(act(obs)[0]))
+        return np.array(measured[-1:])
+
+    play(game, choose, 1)
+    evaluate(measure, "PongNoFrameskip-v4", rules, episodes=1, seed=7)
+
+    assert watched == measured
+    assert len(set(watched)) > 3
     game.close()
 
 
