@@ -6,8 +6,12 @@
 >>> obs.shape
 (8, 4, 84, 84)
 
-Importing fastrl imports no torch; trainers do, when they are imported.
+``fastrl.load("runs/pong").act(obs)`` uses what a run has learned.
+
+Importing fastrl imports no torch; trainers and ``load`` do, when they are first used.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.games import playable_games as games
@@ -16,6 +20,9 @@ from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
 from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
 from fastrl.engine.replay_store import DamagedReplay
+
+if TYPE_CHECKING:
+    from fastrl.runs.trained import load
 
 __all__ = [
     "AtariPool",
@@ -30,7 +37,17 @@ __all__ = [
     "__version__",
     "build_info",
     "games",
+    "load",
     "protocol",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from fastrl.runs.trained import load
+
+        return load
+    raise AttributeError(f"module 'fastrl' has no attribute '{name}'")
+
 
 register()

@@ -260,8 +260,13 @@ def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt
     return lambda actions: np.clip(middle + half * actions, low, high).astype(kind)
 
 
-def make_gymnasium(env_id: str, num_envs: int) -> Any:
+def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
     """Gymnasium's own vector of ``env_id``, which resets within the step.
+
+    Args:
+        env_id: which.
+        num_envs: side by side.
+        changes: arguments of the env's own.
 
     Raises:
         ValueError: there is no such env; the message names near ones.
@@ -272,6 +277,7 @@ def make_gymnasium(env_id: str, num_envs: int) -> Any:
             num_envs=num_envs,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+            **changes,
         )
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium: {error}") from None

@@ -43,14 +43,43 @@ class Policy:
         self.obs_shape: tuple[int, ...] = tuple(network["obs_shape"])
         self.num_actions = int(network["num_actions"])
         self.device = torch.device(device)
+        if description["acts"] != "greedy":
+            raise ValueError(
+                f"policy: acts {description['acts']!r} is unknown to this version of fastrl; known: 'greedy'"
+            )
         prefix = str(description["prefix"])
         self.network = factory(network) if factory else build(network)
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.network.to(self.device).eval()
 
-    def act(
-        self, obs: npt.NDArray[Any], epsilon: float = 0.0, generator: np.random.Generator | None = None
+    def values(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The value of each action in each observation, (n, num_actions).
+
+        Args:
+            obs: (n, *obs_shape).
+        """
+        if obs.shape[1:] != self.obs_shape:
+            raise ValueError(f"act: observations have shape {obs.shape}, expected (n, {self.obs_shape}) or one of them")
+        with torch.inference_mode():
+            found = self.network(torch.from_numpy(np.ascontiguousarray(obs)).to(self.device))
+            values: npt.NDArray[np.float32] = found.float().cpu().numpy()
+        return values
+
+    def choose(
+        self, values: npt.NDArray[np.float32], epsilon: float = 0.0, generator: np.random.Generator | None = None
     ) -> npt.NDArray[np.int64]:
+        """The best action by each row of ``values``, or at random as ``epsilon`` says."""
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"act: epsilon {epsilon!r} is outside [0, 1]; it is how often an action is random")
+        actions: npt.NDArray[np.int64] = values.argmax(1)
+        if epsilon > 0:
+            if generator is None:
+                raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
+            random = generator.random(len(actions)) < epsilon
+            actions = np.where(random, generator.integers(self.num_actions, size=len(actions)), actions)
+        return actions
+
+    def act(self, obs: npt.NDArray[Any], epsilon: float = 0.0, generator: np.random.Generator | None = None) -> Any:
         """An action for each observation; a single observation gets a single action.
 
         Args:
@@ -60,18 +89,5 @@ class Policy:
         """
         given = np.asarray(obs)
         single = given.shape == self.obs_shape
-        if single:
-            given = given[None]
-        if given.shape[1:] != self.obs_shape:
-            raise ValueError(
-                f"act: observations have shape {given.shape}, expected (n, {self.obs_shape}) or one of them"
-            )
-        with torch.inference_mode():
-            values = self.network(torch.from_numpy(np.ascontiguousarray(given)).to(self.device))
-            actions: npt.NDArray[np.int64] = values.argmax(1).cpu().numpy()
-        if epsilon > 0:
-            if generator is None:
-                raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
-            random = generator.random(len(actions)) < epsilon
-            actions = np.where(random, generator.integers(self.num_actions, size=len(actions)), actions)
+        actions = self.choose(self.values(given[None] if single else given), epsilon, generator)
         return actions[0] if single else actions

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.recorded_envs import is_atari, make_gymnasium
@@ -57,7 +58,7 @@ def make_envs(env: str, rules: Mapping[str, Any] | None, num_envs: int, seed: in
 
 
 def evaluate(
-    act: Act,
+    act: Act | None,
     env: str,
     rules: Mapping[str, Any] | None,
     *,
@@ -71,7 +72,7 @@ def evaluate(
     Each env plays a fixed number of games, so that short games are not preferred.
 
     Args:
-        act: what to do in observations (n, ...).
+        act: what to do in observations (n, ...): numbers of actions, from 0; None: at random.
         env: see :func:`make_envs`.
         rules: see :func:`make_envs`.
         episodes: how many.
@@ -84,14 +85,17 @@ def evaluate(
     owed = np.full(num_envs, episodes // num_envs)
     owed[: episodes % num_envs] += 1
     envs = make_envs(env, rules, num_envs, seed, threads)
+    space = envs.single_action_space
+    first = int(space.start) if isinstance(space, spaces.Discrete) else 0
+    if act is None:
+        act = at_random(envs, seed)
     found: list[tuple[int, int, float, int]] = []  # env, which game of it, return, steps
     played = np.zeros(num_envs, np.int64)
     returns, steps = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     try:
         obs, _ = envs.reset(seed=seed)
         while (played < owed).any():
-            actions = act(obs if rules is not None else obs[:, None].astype(np.float32))
-            obs, reward, terminated, truncated, info = envs.step(actions)
+            obs, reward, terminated, truncated, info = envs.step(act(obs) + first)
             if rules is not None:
                 over = info.get("_game_return", np.zeros(num_envs, bool))
                 returns = info.get("game_return", returns)
@@ -116,13 +120,29 @@ def evaluate(
 def epsilon_greedy(policy: Any, epsilon: float, seed: int) -> Act:
     """A policy that sometimes acts at random."""
     generator = seeds.generator(seed, "evaluation actions")
-    return lambda obs: policy.act(obs, epsilon, generator)
+
+    def act(obs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        # Envs of Gymnasium show no stack; the network has seen stacks of one.
+        stacks = obs if obs.ndim > len(policy.obs_shape) else obs[:, None].astype(np.float32)
+        chosen: npt.NDArray[np.int64] = policy.act(stacks, epsilon, generator)
+        return chosen
+
+    return act
 
 
-def uniform(num_actions: int, seed: int) -> Act:
-    """The policy that always acts at random."""
-    generator = seeds.generator(seed, "evaluation actions")
-    return lambda obs: generator.integers(num_actions, size=len(obs))
+def at_random(envs: Any, seed: int) -> Act:
+    """Any action of each env, all alike, whatever the observations are.
+
+    Args:
+        envs: a vector of envs.
+        seed: of what is drawn.
+    """
+    single = envs.single_action_space
+    if isinstance(single, spaces.Discrete):
+        generator = seeds.generator(seed, "evaluation actions")
+        return lambda obs: generator.integers(single.n, size=envs.num_envs)
+    envs.action_space.seed(seeds.whole(seed, "evaluation actions"))
+    return lambda obs: envs.action_space.sample()
 
 
 def normalised(env: str, score: float, convention: str = "57") -> float | None:
