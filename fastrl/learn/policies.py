@@ -12,13 +12,29 @@ from torch import Tensor, nn
 
 from fastrl.learn.networks import build
 
+_ACTS = ("greedy", "sample", "continuous")
+
+
+def sampled(logits: npt.NDArray[Any], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """An action for each row, with the probabilities that ``logits`` stand for; one random number a row.
+
+    >>> sampled(np.array([[0.0, -100.0], [-100.0, 0.0]]), np.random.default_rng(0)).tolist()
+    [0, 1]
+    """
+    weights = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    cumulative = weights.cumsum(1)
+    drawn = generator.random(len(cumulative))[:, None] * cumulative[:, -1:]
+    actions: npt.NDArray[np.int64] = (cumulative <= drawn).sum(1).clip(max=cumulative.shape[1] - 1)
+    return actions
+
 
 class Policy:
     """Acts on stacks of observations as a run's network would.
 
     Args:
         description: what the trainer stored: ``network``, ``prefix`` (of the network's tensors) and ``acts``:
-            "greedy" on action values.
+            "greedy" on action values, "sample" from logits, or "continuous": actions in [-1, 1], which are scaled to
+            the env's bounds ``low`` and ``high``.
         tensors: of a checkpoint.
         device: where the network runs.
         factory: makes the network, where it is the user's own; None: as the description says.
@@ -41,19 +57,22 @@ class Policy:
         self.description = dict(description)
         network = dict(description["network"])
         self.obs_shape: tuple[int, ...] = tuple(network["obs_shape"])
-        self.num_actions = int(network["num_actions"])
+        self.num_actions = int(network.get("num_actions", 0))  # 0: numbers instead of choices
         self.device = torch.device(device)
-        if description["acts"] != "greedy":
-            raise ValueError(
-                f"policy: acts {description['acts']!r} is unknown to this version of fastrl; known: 'greedy'"
-            )
+        self.acts = str(description["acts"])
+        if self.acts not in _ACTS:
+            raise ValueError(f"policy: acts {self.acts!r} is unknown to this version of fastrl; known: {_ACTS}")
+        if self.acts == "continuous":
+            self._low, self._high = (np.asarray(description[name], np.float64) for name in ("low", "high"))
+        # Of policies that are random by themselves, where the caller brings no generator.
+        self._generator = np.random.default_rng(0)
         prefix = str(description["prefix"])
         self.network = factory(network) if factory else build(network)
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.network.to(self.device).eval()
 
     def values(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The value of each action in each observation, (n, num_actions).
+        """What the network says of each observation: values or logits of its actions, or its actions in [-1, 1].
 
         Args:
             obs: (n, *obs_shape).
@@ -62,21 +81,29 @@ class Policy:
             raise ValueError(f"act: observations have shape {obs.shape}, expected (n, {self.obs_shape}) or one of them")
         with torch.inference_mode():
             found = self.network(torch.from_numpy(np.ascontiguousarray(obs)).to(self.device))
+            found = found[0] if isinstance(found, tuple) else found  # logits, and values that nobody acts by
             values: npt.NDArray[np.float32] = found.float().cpu().numpy()
         return values
 
     def choose(
         self, values: npt.NDArray[np.float32], epsilon: float = 0.0, generator: np.random.Generator | None = None
-    ) -> npt.NDArray[np.int64]:
-        """The best action by each row of ``values``, or at random as ``epsilon`` says."""
+    ) -> npt.NDArray[Any]:
+        """An action by each row of what :meth:`values` gave, or at random as ``epsilon`` says."""
         if not 0 <= epsilon <= 1:
             raise ValueError(f"act: epsilon {epsilon!r} is outside [0, 1]; it is how often an action is random")
-        actions: npt.NDArray[np.int64] = values.argmax(1)
+        if epsilon > 0 and generator is None:
+            raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
+        drawn = self._generator if generator is None else generator
+        if self.acts == "continuous":
+            if epsilon > 0:
+                random = drawn.random(len(values)) < epsilon
+                values = np.where(random[:, None], drawn.uniform(-1, 1, values.shape), values)
+            middle, half = (self._low + self._high) / 2, (self._high - self._low) / 2
+            return (middle + half * values).clip(self._low, self._high).astype(np.float32)
+        actions = sampled(values, drawn) if self.acts == "sample" else values.argmax(1)
         if epsilon > 0:
-            if generator is None:
-                raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
-            random = generator.random(len(actions)) < epsilon
-            actions = np.where(random, generator.integers(self.num_actions, size=len(actions)), actions)
+            random = drawn.random(len(actions)) < epsilon
+            actions = np.where(random, drawn.integers(self.num_actions, size=len(actions)), actions)
         return actions
 
     def act(self, obs: npt.NDArray[Any], epsilon: float = 0.0, generator: np.random.Generator | None = None) -> Any:

@@ -72,7 +72,7 @@ def evaluate(
     Each env plays a fixed number of games, so that short games are not preferred.
 
     Args:
-        act: what to do in observations (n, ...): numbers of actions, from 0; None: at random.
+        act: what to do in observations (n, ...): numbers of actions, from 0, or actions; None: at random.
         env: see :func:`make_envs`.
         rules: see :func:`make_envs`.
         episodes: how many.
