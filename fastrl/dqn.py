@@ -264,6 +264,14 @@ class Learner:
 
     def update(self, drawn: Batch) -> None:
         """One step of the optimiser, and the target network's refresh when it is due."""
+        self.load_batch(drawn)
+        self._step()
+        self.updates += 1
+        if self.updates % (self.config.target_every_steps // self.config.update_every_steps) == 0:
+            self.refresh_target()
+
+    def load_batch(self, drawn: Batch) -> None:
+        """Bring a batch to where the update looks for it; on a GPU always the same place."""
         given = {
             "obs": drawn.obs, "action": drawn.action, "reward": drawn.reward, "discount": drawn.discount,
             "next_obs": drawn.next_obs, "weight": drawn.weight,
@@ -276,10 +284,6 @@ class Learner:
                 self.batch[name].copy_(fresh, non_blocking=True)
             else:
                 self.batch[name] = fresh.to(self.device)
-        self._step()
-        self.updates += 1
-        if self.updates % (self.config.target_every_steps // self.config.update_every_steps) == 0:
-            self.refresh_target()
 
     def _update_from_batch(self) -> None:
         batch = self.batch

@@ -1,0 +1,280 @@
+"""GPU paths against the CPU's, then their speed beside Stable-Baselines3; one table, and the same as JSON.
+
+Everything is checked before it is timed. A check that fails is in the table, and ends the script with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastrl
+from fastrl import dqn
+from fastrl.engine.budget import usable_cores
+from fastrl.engine.replay import Batch
+from fastrl.runs import command_line
+from fastrl.runs.metrics import read_metrics
+from fastrl.runs.options import resolved
+
+ENV = "BreakoutNoFrameskip-v4"
+NETWORK = {"kind": "q", "torso": "nature", "obs_shape": [4, 84, 84], "num_actions": 4}
+
+
+def config_of(preset: str, device: str, **changes: Any) -> dqn.Config:
+    base: dqn.Config = command_line.with_preset(dqn.TRAINER, preset)
+    plain = {"env": ENV, "device": device, "evaluate_every_steps": 0, "tensorboard": False}
+    return dataclasses.replace(
+        base, **{**plain, "checkpoint_every_minutes": 0.0, "checkpoint_replay": False, **changes}
+    )
+
+
+def batch_of(generator: np.random.Generator, rows: int = 32) -> Batch:
+    frames = generator.integers(0, 256, (rows, 5, 84, 84), np.uint8)
+    return Batch(
+        obs=frames[:, :4],
+        action=generator.integers(4, size=rows),
+        reward=generator.choice(np.float32([-1, 0, 1]), rows),
+        discount=np.full(rows, 0.99, np.float32),
+        next_obs=frames[:, 1:],
+        index=np.zeros((rows, 2), np.int64),
+        weight=np.ones(rows, np.float32),
+    )
+
+
+# ---- checks
+
+
+def moved(preset: str, device: str, updates: int, **changes: Any) -> dict[str, torch.Tensor]:
+    """The online network after so many updates on batches that are the same everywhere."""
+    learner = dqn.Learner(resolved(config_of(preset, device, **changes)), NETWORK)
+    generator = np.random.default_rng(0)
+    for _ in range(updates):
+        learner.update(batch_of(generator))
+    return {name: p.detach().cpu() for name, p in learner.online.named_parameters()}
+
+
+def check_captured_updates() -> str:
+    """Twenty updates, seventeen of them replayed graphs, move the weights as the CPU's do."""
+    worst = 0.0
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for preset, changes in (("nature", {}), ("fast", {"n_step": 1, "double": True, "dueling": True})):
+        began = moved(preset, "cpu", 0, **changes)
+        ours, theirs = (moved(preset, device, 20, **changes) for device in ("cuda", "cpu"))
+        for name, tensor in ours.items():
+            distance = (tensor - theirs[name]).norm() / (theirs[name] - began[name]).norm().clamp_min(1e-12)
+            worst = max(worst, float(distance))
+    if worst > 0.02:
+        raise AssertionError(f"weights are {worst:.2e} of their way apart after 20 updates")
+    return f"weights at most {worst:.1e} of their way apart after 20 updates"
+
+
+def check_no_waiting() -> str:
+    """Updates after the first ones never wait for the GPU."""
+    learner = dqn.Learner(resolved(config_of("nature", "cuda")), NETWORK)
+    generator = np.random.default_rng(0)
+    drawn = [batch_of(generator) for _ in range(4)]
+    for _ in range(8):
+        learner.update(drawn[0])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for one in drawn:
+            learner.update(one)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "4 updates without a synchronising call"
+
+
+def check_batches_are_not_refilled_mid_copy() -> str:
+    """With the GPU held up, batches are drawn on and on; what arrives on the device is what was drawn."""
+    config = resolved(config_of("nature", "cuda", replay_capacity=20_000, num_envs=4, warm_up_steps=2_000))
+    envs = dqn.make_envs(config, None)
+    try:
+        envs.start()
+        while len(envs.replay) < 4_000:
+            envs.send(np.zeros(4, np.int64))
+            envs.receive()
+        feeder = dqn.Learner(config, NETWORK)
+        differ = 0
+        for round_number in range(200):
+            drawn = envs.replay.sample(32, 1, 0.99)
+            expected = int(drawn.obs.astype(np.int64).sum())
+            if round_number % 10 == 0:
+                torch.cuda._sleep(20_000_000)
+            feeder.load_batch(drawn)
+            found = feeder.batch["obs"].long().sum()
+            differ += int(found.item()) != expected
+        if differ:
+            raise AssertionError(f"{differ} of 200 batches differ")
+    finally:
+        envs.close()
+    return "200 batches: 0 differ"
+
+
+def check_mirror() -> str:
+    """Batches gathered on the device equal the host's, bit by bit."""
+    from fastrl.engine.mirror import Mirror
+
+    def filled() -> fastrl.Replay:
+        made = fastrl.Replay(4_000, lanes=2, seed=3)
+        frames = np.random.default_rng(0).integers(0, 256, (512, 84, 84), np.uint8)
+        for lane in range(2):
+            with made.writer(lane) as writer:
+                writer.start(frames[0])
+                for step in range(3_000):
+                    writer.append(step % 4, 1.0, frames[step % 512], step % 97 == 96, False)
+                    if step % 97 == 96:
+                        writer.start(frames[step % 512])
+        return made
+
+    host, source = filled(), filled()
+    mirror = Mirror(source, "cuda")
+    mirror.upload()
+    for _ in range(50):
+        expected = host.sample(32, 1, 0.99)
+        obs, next_obs = mirror.gather(mirror.draw(32, 1, 0.99))
+        if not (
+            np.array_equal(obs.cpu().numpy(), expected.obs)
+            and np.array_equal(next_obs.cpu().numpy(), expected.next_obs)
+        ):
+            raise AssertionError("a gathered batch is not the host's")
+    return "50 batches: bit-equal"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "captured updates equal the CPU's": check_captured_updates,
+    "updates do not wait": check_no_waiting,
+    "batches arrive whole": check_batches_are_not_refilled_mid_copy,
+    "mirror equals the host": check_mirror,
+}
+
+
+# ---- speed
+
+
+def our_steps_per_s(preset: str, steps: int, **changes: Any) -> tuple[float, dict[str, float]]:
+    """Of a whole training, without its warm-up; and the stages' shares."""
+    warm_up = 4_000
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = config_of(
+            preset,
+            "cuda",
+            steps=warm_up + steps,
+            warm_up_steps=warm_up,
+            replay_capacity=100_000,
+            log_every_steps=warm_up,
+            runs=Path(folder),
+            **changes,
+        )
+        rows = read_metrics(dqn.train(config).run.metrics_file)
+    learning = rows["updates"] > 0
+    shares = {name: float(rows[name][learning].mean()) for name in rows if name.startswith("share/")}
+    return float(statistics.median(rows["steps_per_s"][learning][1:])), shares
+
+
+def sb3_steps_per_s(steps: int) -> float:
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    warm_up = 1_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = VecFrameStack(make_atari_env(ENV, n_envs=1, seed=0), 4)
+        model = DQN(
+            "CnnPolicy", env, buffer_size=10_000, learning_starts=warm_up, learning_rate=1e-4, batch_size=32, train_freq=4,
+            gradient_steps=1, target_update_interval=1_000, max_grad_norm=10, device="cuda",
+        )  # fmt: skip
+        model.learn(warm_up)
+        began = time.perf_counter()
+        model.learn(steps, reset_num_timesteps=False)
+        seconds = time.perf_counter() - began
+        env.close()
+    return steps / seconds
+
+
+def updates_per_s(precision: str) -> float:
+    """Captured updates alone, on one batch."""
+    learner = dqn.Learner(resolved(config_of("nature", "cuda", precision=precision)), NETWORK)
+    drawn = batch_of(np.random.default_rng(0))
+    for _ in range(20):
+        learner.update(drawn)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(2_000):
+        learner.update(drawn)
+    torch.cuda.synchronize()
+    return 2_000 / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=40_000)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("measure: torch finds no GPU")
+    found: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(0),
+        "cores": usable_cores(),
+        "torch": torch.__version__,
+        "fastrl": fastrl.build_info()["source_hash"],
+        "checks": {},
+        "speed": {},
+    }
+    failed = False
+
+    def save() -> None:
+        (arguments.out / "gpu.json").write_text(json.dumps(found, indent=1))
+
+    for name, check in CHECKS.items():
+        try:
+            found["checks"][name] = check()
+        except Exception as error:
+            traceback.print_exc()
+            failed = True
+            found["checks"][name] = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{name:<36} {found['checks'][name]}", flush=True)
+        save()
+    cases: dict[str, Callable[[], Any]] = {
+        "updates alone, fp32 [updates/s]": lambda: updates_per_s("fp32"),
+        "updates alone, bf16 [updates/s]": lambda: updates_per_s("bf16"),
+        "nature, 16 envs [steps/s]": lambda: our_steps_per_s("nature", arguments.steps),
+        "nature, 32 envs [steps/s]": lambda: our_steps_per_s("nature", arguments.steps, num_envs=32),
+        "nature, 64 envs [steps/s]": lambda: our_steps_per_s("nature", arguments.steps, num_envs=64),
+        "nature, 32 envs, bf16 [steps/s]": lambda: our_steps_per_s(
+            "nature", arguments.steps, num_envs=32, precision="bf16"
+        ),
+        "Stable-Baselines3 [steps/s]": lambda: sb3_steps_per_s(2_000),
+    }
+    for name, case in cases.items():
+        try:
+            found["speed"][name] = case()
+        except ImportError as error:
+            found["speed"][name] = f"not run: {error}"
+        except Exception as error:
+            traceback.print_exc()
+            failed = True
+            found["speed"][name] = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{name:<36} {found['speed'][name]}", flush=True)
+        save()
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
