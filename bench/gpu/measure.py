@@ -197,8 +197,8 @@ def sb3_steps_per_s(steps: int) -> float:
         warnings.simplefilter("ignore")
         env = VecFrameStack(make_atari_env(ENV, n_envs=1, seed=0), 4)
         model = DQN(
-            "CnnPolicy", env, buffer_size=10_000, learning_starts=warm_up, learning_rate=1e-4, batch_size=32, train_freq=4,
-            gradient_steps=1, target_update_interval=1_000, max_grad_norm=10, device="cuda",
+            "CnnPolicy", env, buffer_size=10_000, learning_starts=warm_up, learning_rate=1e-4, batch_size=32,
+            train_freq=4, gradient_steps=1, target_update_interval=1_000, max_grad_norm=10, device="cuda",
         )  # fmt: skip
         model.learn(warm_up)
         began = time.perf_counter()
