@@ -10,10 +10,12 @@ Importing fastrl imports no torch; trainers do, when they are imported.
 """
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.batches import Batch
 from fastrl.engine.native import __version__, build_info
+from fastrl.engine.prefetch import Prefetcher
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
-from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
+from fastrl.engine.replay import LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
 from fastrl.engine.replay_store import DamagedReplay
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "DamagedReplay",
     "LaneBusy",
     "NothingToSample",
+    "Prefetcher",
     "Protocol",
     "Replay",
     "ReplayHandle",

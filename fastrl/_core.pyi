@@ -1,6 +1,6 @@
 """The typed face of the native module. tests/test_layers.py checks that it names what the module has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -182,22 +182,33 @@ class RingSink(FrameSink):
     def __init__(self, ring: Ring, continue_episodes: bool) -> None: ...
     def bytes_stored(self) -> int: ...
 
-class BatchArrays:
+class BatchForm:
     def __init__(
         self,
-        observations: npt.NDArray[Any],
-        actions: npt.NDArray[Any],
-        rewards: npt.NDArray[np.float32],
-        discounts: npt.NDArray[np.float32],
-        weights: npt.NDArray[np.float32],
-        indices: npt.NDArray[np.int64],
+        ring: Ring,
+        count: int,
+        n_step: int,
+        with_observations: bool,
+        obs_like: npt.NDArray[Any],
+        action_like: npt.NDArray[Any],
     ) -> None: ...
+
+class Loan:
+    # obs, action, reward, discount, next_obs, index, weight, place
+    def arrays(self) -> tuple[Any, ...]: ...
+    def guard(self, event: Any) -> None: ...
+
+class BatchBank:
+    def __init__(self, allocate: Callable[[int], _Bytes] = ...) -> None: ...
+    def lend(self, form: BatchForm) -> Loan: ...
+    @property
+    def idle(self) -> int: ...
 
 class Sampler:
     def __init__(self, ring: Ring, seed: int, alpha: float | None) -> None: ...
     def sample(
         self,
-        arrays: BatchArrays,
+        loan: Loan,
         n_step: int,
         gamma: float,
         padding: int,
@@ -225,3 +236,14 @@ class Sampler:
         ends: Sequence[int],
         weights: npt.NDArray[np.uint64],
     ) -> None: ...
+
+class Prefetcher:
+    def __init__(
+        self, sampler: Sampler, bank: BatchBank, form: BatchForm, n_step: int, gamma: float, padding: int
+    ) -> None: ...
+    def request(self, ends: Sequence[int] | None, beta: float) -> None: ...
+    def update(self, indices: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None: ...
+    def take(self, timeout_s: float) -> Loan: ...
+    def drain(self, operation: str, timeout_s: float) -> None: ...
+    def pending(self) -> int: ...
+    def close(self) -> None: ...

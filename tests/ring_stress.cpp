@@ -527,7 +527,7 @@ Tally sample_until(const std::shared_ptr<const Ring>& ring, const Script& script
     const std::size_t rules = by_priority ? rules_of_priorities : below(random, kRules.size());
     const std::vector<std::uint64_t> ends = sampler.ends();
     try {
-      sampler.sample(kRules[rules], ends, 0.4, batch);
+      sampler.sample(kRules[rules], Ends{ends, true}, 0.4, batch);
     } catch (const NothingToSample&) {
       continue;  // nothing was written yet
     } catch (const Overtaken&) {
