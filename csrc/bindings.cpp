@@ -987,6 +987,48 @@ class PrefetchHandle {
   std::atomic<int> inside_ = 0;
 };
 
+// Steps first .. end - 1 of a lane with all that their slots say; None if they are not all there any more.
+py::object look_at(const Ring& ring, std::uint64_t lane, std::uint64_t first, std::uint64_t end,
+                   const py::array& obs_like, const py::array& action_like) {
+  require_lane(ring, lane, "look");
+  const RingShape& shape = ring.shape();
+  const auto count = static_cast<py::ssize_t>(end - first);
+  std::vector<std::uint64_t> slots((end - first) * ring.slot_words());
+  if (!ring.copy_slots(lane, first, end, slots.data())) return py::none();
+  const auto rows_like = [&](const py::array& like) {
+    std::vector<py::ssize_t> rows{count};
+    rows.insert(rows.end(), like.shape(), like.shape() + like.ndim());
+    return py::array(like.dtype(), rows);
+  };
+  py::array obs = rows_like(obs_like);
+  py::array action = rows_like(action_like);
+  auto* obs_to = static_cast<std::uint8_t*>(obs.mutable_data());
+  auto* action_to = static_cast<std::uint8_t*>(action.mutable_data());
+  std::vector<lane::SlotMeta> metas;
+  for (const std::uint64_t* slot = slots.data(); slot != slots.data() + slots.size(); slot += ring.slot_words()) {
+    metas.push_back(lane::load_meta(slot));
+    std::memcpy(action_to, slot + lane::kMetaWords, shape.action_bytes);
+    std::memcpy(obs_to, slot + shape.meta_words(), shape.obs_bytes);
+    action_to += shape.action_bytes;
+    obs_to += shape.obs_bytes;
+  }
+  const auto each = [&]<typename Get>(const Get& get) {
+    py::array_t<decltype(get(metas[0]))> values(count);
+    for (py::ssize_t i = 0; i < count; ++i) values.mutable_at(i) = get(metas[static_cast<std::size_t>(i)]);
+    return values;
+  };
+  py::dict d;
+  d["step"] = each([](const lane::SlotMeta& m) { return m.step; });
+  d["obs"] = obs;
+  d["action"] = action;
+  d["reward"] = each([](const lane::SlotMeta& m) { return m.reward; });
+  d["episode"] = each([](const lane::SlotMeta& m) { return m.episode; });
+  d["first"] = each([](const lane::SlotMeta& m) { return m.first(); });
+  d["terminated"] = each([](const lane::SlotMeta& m) { return m.terminated(); });
+  d["truncated"] = each([](const lane::SlotMeta& m) { return m.truncated(); });
+  return d;
+}
+
 // What any replay must do at least: copy runs of neighbouring frames. For measurements.
 void copy_runs(const Bytes& frames, const Longs& starts, std::uint64_t run_bytes, std::uint64_t frame_bytes,
                Bytes out) {
@@ -1018,10 +1060,12 @@ void register_replay(py::module_& m) {
            "shape"_a)
       .def_static(
           "attach",
-          [](std::int64_t pid, int descriptor, std::uint64_t inode, std::uint64_t bytes, const py::dict& shape) {
-            return Ring::attach({pid, descriptor, inode, bytes}, shape_from(shape));
+          [](std::int64_t pid, int descriptor, std::uint64_t inode, std::uint64_t bytes, const py::dict& shape,
+             bool read_only) {
+            return Ring::attach({pid, descriptor, inode, bytes}, shape_from(shape),
+                                read_only ? Access::kReadOnly : Access::kReadWrite);
           },
-          "pid"_a, "descriptor"_a, "inode"_a, "bytes"_a, "shape"_a)
+          "pid"_a, "descriptor"_a, "inode"_a, "bytes"_a, "shape"_a, "read_only"_a)
       .def("address",
            [](const Ring& self) {
              const RegionAddress address = self.region().address();
@@ -1060,6 +1104,20 @@ void register_replay(py::module_& m) {
             return slots;
           },
           "lane"_a, "first"_a, "end"_a)
+      .def(
+          "copy_observations",
+          [](const Ring& self, std::uint64_t lane, std::uint64_t first, std::uint64_t end, Bytes out) {
+            require_lane(self, lane, "copy_observations");
+            if (static_cast<std::uint64_t>(out.size()) != (end - first) * self.shape().obs_bytes || !out.writeable()) {
+              throw std::invalid_argument("copy_observations: out must be writable and of " +
+                                          std::to_string((end - first) * self.shape().obs_bytes) + " bytes");
+            }
+            std::uint8_t* const to = out.mutable_data();
+            const py::gil_scoped_release released;
+            return self.copy_observations(lane, first, end, to);
+          },
+          "lane"_a, "first"_a, "end"_a, "out"_a.noconvert())
+      .def("look", look_at, "lane"_a, "first"_a, "end"_a, "obs_like"_a, "action_like"_a)
       .def_static(
           "restore",
           [](const std::shared_ptr<Ring>& ring, std::uint64_t lane, std::uint64_t first,

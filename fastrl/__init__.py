@@ -12,6 +12,7 @@ Importing fastrl imports no torch; trainers do, when they are imported.
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.batches import Batch
 from fastrl.engine.native import __version__, build_info
+from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
@@ -24,6 +25,7 @@ __all__ = [
     "DamagedReplay",
     "LaneBusy",
     "NothingToSample",
+    "Observer",
     "Prefetcher",
     "Protocol",
     "Replay",

@@ -53,3 +53,28 @@ def write_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
     while True:
         step = writer.next_step
         writer.append(step % 5, step / 7, observation(0, step), False, False)
+
+
+def observe(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    """Does what it is told, by name, with an observer; says what came of it."""
+    observer = fastrl.Replay.observe(handle)
+    while (told := said.recv()) is not None:
+        name, arguments = told
+        try:
+            found = getattr(observer, name)(*arguments)
+            said.send(("result", found))
+        except Exception as error:
+            said.send((type(error).__name__, str(error)))
+    observer.close()
+    said.send(("closed", None))
+
+
+def own_and_wait(said: Connection) -> None:
+    """Makes a replay, writes 40 steps into lane 0, and lives until it is killed."""
+    made = fastrl.Replay(200, 2, (3,), "float32", stack=2)
+    writer = made.writer(0)
+    writer.start(observation(0, 0))
+    for step in range(1, 40):
+        writer.append(step % 5, step / 7, observation(0, step), False, False)
+    said.send(made.handle())
+    said.recv()

@@ -24,6 +24,7 @@ from gymnasium import spaces
 from fastrl.engine import native
 from fastrl.engine.batches import Batch, BatchBuffer, BatchLender, Drawn
 from fastrl.engine.budget import available_memory_bytes
+from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.replay_store import DamagedReplay, SlotStore, manifests, read_manifest
@@ -217,9 +218,14 @@ class Replay:
         return slots
 
     def _least_slots(self) -> int:
-        return max(self._spare_steps, int(native.core.guard_steps)) + self.stack + 1
+        return max(self._spare_steps, self.guard_steps) + self.stack + 1
 
     # ---- what it is
+
+    @property
+    def guard_steps(self) -> int:
+        """How many of a full lane's oldest steps are left alone, so that its writer may go on while one samples."""
+        return int(native.core.guard_steps)
 
     @property
     def capacity(self) -> int:
@@ -233,7 +239,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Steps that can be looked at, all lanes together."""
-        kept = self._slots - native.core.guard_steps
+        kept = self._slots - self.guard_steps
         return sum(min(int(end), kept) for end in self._ring.published())
 
     def stats(self) -> dict[str, Any]:
@@ -455,7 +461,7 @@ class Replay:
             "batches": self._sampler.batches,
             "priorities": described,
         }
-        kept_steps = self._slots - int(native.core.guard_steps)
+        kept_steps = self._slots - self.guard_steps
         return self._store(Path(directory)).save(self._ring, self.boundary(), kept_steps, state, keep)
 
     def load(self, saved: str | os.PathLike[str]) -> None:
@@ -536,6 +542,19 @@ class Replay:
         Raises:
             ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
         """
+        return cls._attached(handle, read_only=False)
+
+    @classmethod
+    def observe(cls, handle: ReplayHandle) -> Observer:
+        """Look at the replay of another process without being able to change it, see :class:`Observer`.
+
+        Raises:
+            ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
+        """
+        return Observer(cls._attached(handle, read_only=True))
+
+    @classmethod
+    def _attached(cls, handle: ReplayHandle, read_only: bool) -> Replay:
         if not isinstance(handle, ReplayHandle):
             raise TypeError(f"attach: {type(handle).__name__} is not what Replay.handle() returned")
         self = cls.__new__(cls)
@@ -549,7 +568,7 @@ class Replay:
         self._spare_steps = LEAST_SPARE_STEPS
         self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
         ring = native.core.Ring.attach(
-            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots)
+            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots), read_only
         )
         self._adopt(ring)
         return self
