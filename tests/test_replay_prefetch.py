@@ -95,30 +95,20 @@ def test_a_batch_sees_what_was_published_when_it_was_requested() -> None:
 
 
 def test_the_replay_keeps_to_the_order() -> None:
-    """sample, update_priorities and draw beside a prefetcher come after what was asked there."""
+    """sample and update_priorities beside a prefetcher come after what was asked there."""
     ours, theirs = written(alpha=0.6), written(alpha=0.6)
     boundary = ours.replay.boundary()
     with ours.replay.prefetch(16, depth=2, gamma=GAMMA) as prefetcher:
         prefetcher.request(boundary)
         direct = ours.replay.sample(16, 1, GAMMA, boundary=boundary)
         ours.replay.update_priorities(direct.index, new_priorities(direct))
-        drawn = ours.replay.draw(16, 1, GAMMA, boundary=boundary)
-        found = [as_lists(prefetcher.take()), as_lists(direct), drawn.index.tolist()]
+        last = ours.replay.sample(16, 1, GAMMA, boundary=boundary)
+        found = [as_lists(batch) for batch in (prefetcher.take(), direct, last)]
     first = theirs.replay.sample(16, 1, GAMMA, boundary=boundary)
     second = theirs.replay.sample(16, 1, GAMMA, boundary=boundary)
     theirs.replay.update_priorities(second.index, new_priorities(second))
-    third = theirs.replay.draw(16, 1, GAMMA, boundary=boundary)
-    assert found == [as_lists(first), as_lists(second), third.index.tolist()]
-
-
-def test_what_a_draw_says_is_what_a_sample_returns() -> None:
-    ours, theirs = written(), written()
-    for _ in range(3):
-        drawn = ours.replay.draw(16, 3, GAMMA, boundary=ours.replay.boundary())
-        batch = theirs.replay.sample(16, 3, GAMMA)
-        for name in ("action", "reward", "discount", "index", "weight"):
-            np.testing.assert_array_equal(getattr(drawn, name), getattr(batch, name))
-        assert drawn.place.shape == (16, 8)
+    third = theirs.replay.sample(16, 1, GAMMA, boundary=boundary)
+    assert found == [as_lists(batch) for batch in (first, second, third)]
 
 
 def test_taken_batches_stay_valid_and_dropped_ones_are_used_again() -> None:

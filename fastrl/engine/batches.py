@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,26 +46,6 @@ class Batch:
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return iter((self.obs, self.action, self.reward, self.discount, self.next_obs, self.index, self.weight))
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Transitions without their observations, which a mirror gathers, see :meth:`Replay.draw`."""
-
-    action: npt.NDArray[Any]
-    reward: npt.NDArray[np.float32]
-    discount: npt.NDArray[np.float32]
-    index: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float32]
-    place: npt.NDArray[np.int64]  # (batch, rows): of the mirror's table; rows as observations in a batch's memory
-    n_step: int
-    boundary: tuple[int, ...]  # up to which it was drawn
-
-    @classmethod
-    def of(cls, loan: Any, n_step: int, boundary: Sequence[int]) -> Drawn:
-        """The arrays of a loan."""
-        _, action, reward, discount, _, index, weight, place = loan.arrays()
-        return cls(action, reward, discount, index, weight, place, n_step, tuple(boundary))
 
 
 class BatchBuffer:

@@ -80,7 +80,7 @@ class Observer:
         )
 
     def stats(self) -> dict[str, Any]:
-        """``steps_published`` and ``lanes_written`` (whether a lane has a writer now) of each lane; ``region_bytes``."""
+        """``steps_published`` and ``lanes_written`` (whether it has a writer now) of each lane; ``region_bytes``."""
         found = self._replay("stats").stats()
         return {name: found[name] for name in ("steps_published", "lanes_written", "region_bytes")}
 

@@ -15,20 +15,23 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from fastrl.engine import native
-from fastrl.engine.batches import Batch, BatchBuffer, BatchLender, Drawn
+from fastrl.engine.batches import Batch, BatchBuffer, BatchLender
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.replay_store import DamagedReplay, SlotStore, manifests, read_manifest
 from fastrl.engine.rules import whole_number
+
+if TYPE_CHECKING:
+    from fastrl.engine.mirror import Mirror
 
 LaneBusy = native.core.LaneBusy
 NothingToSample = native.core.NothingToSample
@@ -174,7 +177,7 @@ class Replay:
             "lanes": self.lanes,
             "slots": slots,
             "stack": self.stack,
-            "obs_bytes": math.prod(self.obs_shape) * self.obs_dtype.itemsize,
+            "obs_bytes": self.obs_bytes,
             "action_bytes": math.prod(self.action_shape) * self.action_dtype.itemsize,
         }
 
@@ -221,6 +224,11 @@ class Replay:
         return max(self._spare_steps, self.guard_steps) + self.stack + 1
 
     # ---- what it is
+
+    @property
+    def obs_bytes(self) -> int:
+        """Of one observation."""
+        return math.prod(self.obs_shape) * self.obs_dtype.itemsize
 
     @property
     def guard_steps(self) -> int:
@@ -339,21 +347,20 @@ class Replay:
         self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
         return Batch.of(loan) if out is None else out.batch
 
-    def draw(
-        self, batch: int, n_step: int = 1, gamma: float = 0.99, *, boundary: Sequence[int], beta: float = 0.4
-    ) -> Drawn:
-        """Like :meth:`sample`, but says only where the observations lie: for a mirror on a device.
-
-        What it draws is what ``sample`` with the same arguments would have drawn.
-
-        Raises:
-            NothingToSample: there is no whole transition yet.
-        """
+    def _draw(self, batch: int, n_step: int, gamma: float, boundary: Sequence[int], beta: float) -> Any:
+        """The loan of a batch with places of a mirror instead of observations; else what :meth:`sample` draws."""
         self._settle("draw")
         _check_exponents("draw", gamma, beta)
         loan = self._lender.lend(batch, n_step, with_observations=False)
         self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
-        return Drawn.of(loan, n_step, boundary)
+        return loan
+
+    def mirror(self, device: Any = "cuda") -> Mirror:
+        """A copy of the observations in the memory of a device, see :class:`fastrl.engine.mirror.Mirror`."""
+        from fastrl.engine.mirror import Mirror
+
+        self._require_here("mirror")
+        return Mirror(self, device)
 
     def prefetch(
         self,
