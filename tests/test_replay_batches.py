@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,35 @@ def test_arrays_outlive_their_replay() -> None:
         np.testing.assert_array_equal(array, old)
 
 
-def test_sampling_faults_no_pages_in() -> None:
-    """What memory that is new each time costs: a fault every 4 KB, 276 for a batch of 32."""
+def of_frames() -> fastrl.Replay:
     made = fastrl.Replay(2000, 1)
     with made.writer(0) as writer:
         writer.start(np.zeros((84, 84), np.uint8))
         for step in range(300):
             writer.append(0, 0.0, np.full((84, 84), step % 256, np.uint8), False, False)
+    return made
+
+
+def test_python_copies_no_frame() -> None:
+    """Between the native part and the caller (tests/path_copies.cpp counts what lies before that)."""
+    made = of_frames()
+    kept = [made.sample(32) for _ in range(3)]
+    kept.clear()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            kept.append(made.sample(32))
+            kept = kept[-2:]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    print(f"{peak} bytes allocated at most while batches of {32 * 5 * 7056} bytes were sampled")
+    assert peak < 7056
+
+
+def test_sampling_faults_no_pages_in() -> None:
+    """What memory that is new each time costs: a fault every 4 KB, 276 for a batch of 32."""
+    made = of_frames()
     for _ in range(5):
         made.sample(32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
