@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -78,3 +79,62 @@ def own_and_wait(said: Connection) -> None:
         writer.append(step % 5, step / 7, observation(0, step), False, False)
     said.send(made.handle())
     said.recv()
+
+
+def write_large_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    writer = fastrl.Replay.attach(handle).writer(0)
+    obs = np.zeros((1024, 1024), np.uint8)
+    writer.start(obs)
+    for _ in range(20):
+        writer.append(0, 0.0, obs, False, False)
+    said.send("writing")
+    while True:
+        writer.append(0, 0.0, obs, False, False)
+
+
+def every_use(handle: fastrl.ReplayHandle, inherited: fastrl.Replay | None, said: Connection) -> None:
+    """Everything that a process may do with a replay of another; what came of each."""
+    results: dict[str, str] = {}
+    made = fastrl.Replay.attach(handle)
+    with tempfile.TemporaryDirectory() as directory:
+
+        def write() -> None:
+            with made.writer(1) as writer:
+                writer.start(observation(1, 0))
+                for step in range(1, 30):
+                    writer.append(step % 5, step / 7, observation(1, step), False, False)
+
+        def sample() -> None:
+            batch = made.sample(64)
+            assert np.array_equal(batch.obs[:, -1, 1], batch.index[:, 1])
+            made.update_priorities(batch.index, np.ones(64))
+
+        def prefetch() -> None:
+            with made.prefetch(16) as prefetcher:
+                prefetcher.request()
+                assert len(prefetcher.take(timeout_s=30).reward) == 16
+
+        def observe_it() -> None:
+            with fastrl.Replay.observe(handle) as observer:
+                assert observer.boundary() == [30, 30]
+
+        def refuse_what_was_forked() -> None:
+            if inherited is None:
+                return
+            for call in (lambda: inherited.sample(1), lambda: inherited.prefetch(1), inherited.boundary):
+                try:
+                    call()
+                except RuntimeError as error:
+                    assert "forked" in str(error)
+                else:
+                    raise AssertionError("a forked replay was used")
+
+        uses = {"write": write, "sample": sample, "prefetch": prefetch, "save": lambda: made.save(directory)}
+        uses |= {"observe": observe_it, "forked handles": refuse_what_was_forked}
+        for name, use in uses.items():
+            try:
+                use()
+                results[name] = "ok"
+            except Exception as error:
+                results[name] = f"{type(error).__name__}: {error}"
+    said.send(results)
