@@ -8,7 +8,7 @@ namespace fastrl {
 
 namespace {
 
-constexpr std::uint64_t kLine = 64;
+constexpr std::uint64_t kArrayAlignment = 64;  // a cache line
 
 // Where each array of a batch begins in its block.
 struct Offsets {
@@ -19,7 +19,7 @@ Offsets offsets_of(const BatchForm& form) noexcept {
   std::uint64_t at = 0;
   const auto next = [&](std::uint64_t row_bytes) {
     const std::uint64_t begin = at;
-    at += (form.count * row_bytes + kLine - 1) / kLine * kLine;
+    at += (form.count * row_bytes + kArrayAlignment - 1) / kArrayAlignment * kArrayAlignment;
     return begin;
   };
   Offsets offsets{};
@@ -38,7 +38,7 @@ Offsets offsets_of(const BatchForm& form) noexcept {
 std::uint64_t BatchForm::bytes() const noexcept { return offsets_of(*this).end; }
 
 Block new_block(std::size_t bytes) {
-  constexpr std::align_val_t kAlignment{kLine};
+  constexpr std::align_val_t kAlignment{kArrayAlignment};
   void* const data = ::operator new(bytes, kAlignment);
   return {static_cast<std::byte*>(data), {data, [](void* memory) { ::operator delete(memory, kAlignment); }}};
 }

@@ -64,50 +64,64 @@ void Prefetcher::work() noexcept {
   static_cast<void>(pthread_setschedparam(pthread_self(), SCHED_BATCH, &no_priority));
   std::unique_lock lock(mutex_);
   while (true) {
-    work_there_.wait(lock, [this] { return stop_ || !asked_.empty(); });
+    work_there_.wait(lock, [this] { return stop_ || (!asked_.empty() && !busy_); });
     if (stop_) return;
-    std::variant<Draw, Update> next = std::move(asked_.front());
-    asked_.pop_front();
-    busy_ = true;
-    lock.unlock();
-    const std::exception_ptr problem = do_one(next);
-    lock.lock();
-    busy_ = false;
-    if (Draw* const draw = std::get_if<Draw>(&next)) {
-      // The memory stays with it, also where nothing was drawn: this thread must not be the one that frees it, since
-      // pinned memory is freed by Python.
-      drawn_.push_back({std::move(draw->memory), std::exchange(update_problem_, nullptr)});
-      if (problem) drawn_.back().problem = problem;
-    } else if (problem) {
-      update_problem_ = problem;
-    }
-    done_there_.notify_all();
+    do_next(lock, [this] { return stop_.load(); });
   }
 }
 
-std::exception_ptr Prefetcher::do_one(std::variant<Draw, Update>& next) noexcept {
+bool Prefetcher::do_next(std::unique_lock<std::mutex>& lock, const std::function<bool()>& given_up) noexcept {
+  Task task = std::move(asked_.front());
+  asked_.pop_front();
+  busy_ = true;
+  lock.unlock();
+  bool finished = true;
+  std::exception_ptr problem;
   try {
-    if (const Draw* const draw = std::get_if<Draw>(&next)) {
-      sampler_->sample(draw->rules, draw->ends, draw->beta, draw->memory->out(), &stop_);
+    if (const Draw* const draw = std::get_if<Draw>(&task)) {
+      sampler_->sample(draw->rules, draw->ends, draw->beta, draw->memory->out(), given_up);
     } else {
-      const Update& update = std::get<Update>(next);
+      const Update& update = std::get<Update>(task);
       sampler_->update(update.indices.data(), update.priorities.data(), update.priorities.size());
     }
+  } catch (const Cancelled&) {
+    finished = false;
   } catch (...) {
-    return std::current_exception();
+    problem = std::current_exception();
   }
-  return nullptr;
+  lock.lock();
+  busy_ = false;
+  if (!finished) {
+    asked_.push_front(std::move(task));
+  } else if (Draw* const draw = std::get_if<Draw>(&task)) {
+    // The memory stays with it, also where nothing was drawn: this may be the thread, which must not be the one that
+    // frees it, since pinned memory is freed by Python.
+    drawn_.push_back({std::move(draw->memory), std::exchange(update_problem_, nullptr)});
+    if (problem) drawn_.back().problem = problem;
+  } else if (problem) {
+    update_problem_ = problem;
+  }
+  done_there_.notify_all();
+  if (!asked_.empty()) work_there_.notify_one();
+  return finished;
 }
 
 bool Prefetcher::wait(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds most, const OnWait& on_wait,
                       const char* operation, const std::function<bool()>& ready) {
-  const auto began = std::chrono::steady_clock::now();
+  using Clock = std::chrono::steady_clock;
+  const auto began = Clock::now();
+  bool helps = true;
   while (true) {
     require_open(operation);
     if (ready()) return true;
-    const auto left = most - (std::chrono::steady_clock::now() - began);
+    const auto left = std::min<std::chrono::nanoseconds>(most - (Clock::now() - began), kWaitSlice);
     if (left <= left.zero()) return false;
-    done_there_.wait_for(lock, std::min<std::chrono::nanoseconds>(left, kWaitSlice));
+    if (helps && !busy_ && !asked_.empty()) {
+      // What takes longer than a slice is left to the thread: signals must be looked at, which the sampler cannot.
+      helps = do_next(lock, [this, until = Clock::now() + left] { return stop_ || Clock::now() >= until; });
+      continue;
+    }
+    done_there_.wait_for(lock, left);
     if (ready() || stop_) continue;
     lock.unlock();  // on_wait takes the interpreter's lock; never both at once
     on_wait();

@@ -2,7 +2,8 @@
 //
 // It does what it is asked for, one thing after the other: draw this batch up to these ends, give these priorities. So
 // what is drawn does not depend on timing: a batch knows the priorities that were given before it was asked for, and no
-// later ones. Whoever uses the sampler beside it drains it first, and then is in the same order.
+// later ones. Whoever uses the sampler beside it drains it first, and then is in the same order. Whoever waits for what
+// the thread has not begun, because no core was free for it, does it himself, in the same order.
 #pragma once
 
 #include <atomic>
@@ -66,8 +67,10 @@ class Prefetcher {
     std::shared_ptr<BatchMemory> memory;
     std::exception_ptr problem;
   };
+  using Task = std::variant<Draw, Update>;
   void work() noexcept;
-  std::exception_ptr do_one(std::variant<Draw, Update>& next) noexcept;
+  // Does the oldest task, unlocked meanwhile. False if it was given up; then it is the oldest one still.
+  bool do_next(std::unique_lock<std::mutex>& lock, const std::function<bool()>& given_up) noexcept;
   void require_open(const char* operation) const;
   bool wait(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds most, const OnWait& on_wait,
             const char* operation, const std::function<bool()>& ready);
@@ -75,8 +78,8 @@ class Prefetcher {
   const std::shared_ptr<Sampler> sampler_;
   mutable std::mutex mutex_;
   std::condition_variable work_there_;
-  std::condition_variable done_there_;
-  std::deque<std::variant<Draw, Update>> asked_;
+  std::condition_variable done_there_;  // or was given up
+  std::deque<Task> asked_;
   std::deque<Done> drawn_;             // oldest first
   std::exception_ptr update_problem_;  // of an update, for the next batch
   std::size_t not_taken_ = 0;

@@ -36,7 +36,7 @@ struct Sampler::Task {
   const std::vector<std::uint64_t>& ends;
   double beta;
   const BatchOut& out;
-  const std::atomic<bool>* cancelled;
+  const std::function<bool()>& given_up;
 
   Window window(std::uint64_t lane) const noexcept { return window_until(ends[lane], shape.slots); }
 
@@ -53,17 +53,17 @@ struct Sampler::Task {
   }
 
   void go_on() const {
-    if (cancelled != nullptr && *cancelled) throw Cancelled("sample: given up");
+    if (given_up && given_up()) throw Cancelled("sample: given up");
   }
 };
 
 void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
-                     const std::atomic<bool>* cancelled) {
+                     const std::function<bool()>& given_up) {
   const std::lock_guard lock(mutex_);
   const TransitionReader reader(*ring_, rules);
   std::vector<std::uint64_t> until = ends.steps;
   for (int tries = 1;; ++tries) {
-    const Task task{reader, ring_->shape(), until, beta, out, cancelled};
+    const Task task{reader, ring_->shape(), until, beta, out, given_up};
     try {
       if (options_) {
         sample_by_priority(task, follow(rules, until));

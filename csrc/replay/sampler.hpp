@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -52,9 +53,10 @@ class Sampler {
   std::vector<std::uint64_t> ends() const;
 
   // The next batch, out of windows that end at `ends`. Throws NothingToSample and Overtaken; and Cancelled soon after
-  // `cancelled` is set. beta is the exponent of the weights.
+  // `given_up`, which is asked now and then, says so: the same batch is still the next one then. beta is the exponent
+  // of the weights.
   void sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
-              const std::atomic<bool>* cancelled = nullptr);
+              const std::function<bool()>& given_up = {});
 
   // How many of these were still known, and changed.
   std::uint64_t update(const std::int64_t* indices, const double* priorities, std::uint64_t count);
