@@ -83,6 +83,19 @@ def test_a_batch_knows_the_priorities_that_were_given_before_it_was_requested() 
     assert (with_it.index == one).all(axis=1).all()
 
 
+def test_closing_loses_no_priorities() -> None:
+    made = written(alpha=1.0).replay
+    one = made.sample(1, 1, GAMMA).index
+    for _ in range(20):
+        other = made.sample(64, 1, GAMMA).index
+        with made.prefetch(16, gamma=GAMMA) as prefetcher:
+            prefetcher.request()
+            prefetcher.update_priorities(other, np.zeros(64))
+            prefetcher.update_priorities(one, [1e6])
+        assert (made.sample(64, 1, GAMMA).index == one).all()
+        made.update_priorities(one, [0.0])
+
+
 def test_a_batch_sees_what_was_published_when_it_was_requested() -> None:
     made = Written()
     made.play(0, 12, seed=1)

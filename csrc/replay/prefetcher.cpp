@@ -26,8 +26,24 @@ void Prefetcher::close() noexcept {
   }
   work_there_.notify_all();
   done_there_.notify_all();
-  const std::lock_guard lock(join_mutex_);  // a second closer waits for the first
+  const std::lock_guard closing(join_mutex_);  // a second closer waits for the first
   if (thread_.joinable()) thread_.join();
+  std::unique_lock lock(mutex_);
+  done_there_.wait(lock, [this] { return !busy_; });  // somebody who helps gives up now
+  const std::deque<Task> left = std::exchange(asked_, {});
+  lock.unlock();  // to free pinned memory takes the interpreter's lock; never both at once
+  for (const Task& task : left) {
+    if (const Update* const update = std::get_if<Update>(&task)) apply(*update);
+  }
+}
+
+std::exception_ptr Prefetcher::apply(const Update& update) noexcept {
+  try {
+    sampler_->update(update.indices.data(), update.priorities.data(), update.priorities.size());
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
 }
 
 void Prefetcher::require_open(const char* operation) const {
@@ -81,8 +97,7 @@ bool Prefetcher::do_next(std::unique_lock<std::mutex>& lock, const std::function
     if (const Draw* const draw = std::get_if<Draw>(&task)) {
       sampler_->sample(draw->rules, draw->ends, draw->beta, draw->memory->out(), given_up);
     } else {
-      const Update& update = std::get<Update>(task);
-      sampler_->update(update.indices.data(), update.priorities.data(), update.priorities.size());
+      problem = apply(std::get<Update>(task));
     }
   } catch (const Cancelled&) {
     finished = false;

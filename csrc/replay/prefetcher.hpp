@@ -59,7 +59,8 @@ class Prefetcher {
   // Waits until everything that was asked for is done. False if it is not after `most`.
   bool drain(std::chrono::nanoseconds most, const OnWait& on_wait);
 
-  // Ends the thread, also in the middle of a batch. Waiting calls throw PrefetcherClosed, and all later ones.
+  // Ends the thread, also in the middle of a batch. Priorities that were given are not lost, batches are. Waiting calls
+  // throw PrefetcherClosed, and all later ones.
   void close() noexcept;
 
  private:
@@ -71,6 +72,7 @@ class Prefetcher {
   void work() noexcept;
   // Does the oldest task, unlocked meanwhile. False if it was given up; then it is the oldest one still.
   bool do_next(std::unique_lock<std::mutex>& lock, const std::function<bool()>& given_up) noexcept;
+  std::exception_ptr apply(const Update& update) noexcept;
   void require_open(const char* operation) const;
   bool wait(std::unique_lock<std::mutex>& lock, std::chrono::nanoseconds most, const OnWait& on_wait,
             const char* operation, const std::function<bool()>& ready);

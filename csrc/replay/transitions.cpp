@@ -64,15 +64,15 @@ void TransitionReader::place_stack(std::uint64_t lane, std::uint64_t newest, std
 }
 
 void TransitionReader::expect(std::uint64_t lane, std::uint64_t step) const noexcept {
-  constexpr std::uint64_t kLineWords = 8;
+  constexpr std::uint64_t kPageWords = 512;
   const LaneView<const std::uint64_t> view = ring_.lane(lane);
   __builtin_prefetch(view.meta(step));
   __builtin_prefetch(view.meta(step + 1) + view.meta_words - 1);
-  // From the first lines on, the processor sees where it goes.
-  const std::uint64_t* const oldest = view.payload(step + view.slots - (shape_.stack - 1));
-  for (std::uint64_t line = 0; line < 4 && line * kLineWords < view.payload_words; ++line) {
-    __builtin_prefetch(oldest + line * kLineWords);
-  }
+  // A line of every page that both stacks lie in, for its address; within a page the processor sees where it goes.
+  const std::uint64_t first = (step + view.slots - (shape_.stack - 1)) % view.slots;
+  const std::uint64_t run = std::min(shape_.stack + 1, view.slots - first) * view.payload_words;
+  const std::uint64_t* const oldest = view.payload(first);
+  for (std::uint64_t word = 0; word < run; word += kPageWords) __builtin_prefetch(oldest + word);
 }
 
 Verdict TransitionReader::judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept {

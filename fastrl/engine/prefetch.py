@@ -117,7 +117,7 @@ class Prefetcher:
         return self._closed
 
     def close(self) -> None:
-        """End the thread. Batches that were taken stay valid; those that were not are dropped.
+        """End the thread. Batches that were taken stay valid; those that were not are dropped; no priorities are.
 
         How many of these were drawn depends on timing, and with it what is drawn later: take them first where runs must
         repeat.
