@@ -14,11 +14,14 @@ Importing fastrl imports no torch; trainers and ``load`` do, when they are first
 from typing import TYPE_CHECKING, Any
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.batches import Batch
 from fastrl.engine.games import playable_games as games
 from fastrl.engine.native import __version__, build_info
+from fastrl.engine.observer import Observer
+from fastrl.engine.prefetch import Prefetcher
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
-from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
+from fastrl.engine.replay import LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
 from fastrl.engine.replay_store import DamagedReplay
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ __all__ = [
     "DamagedReplay",
     "LaneBusy",
     "NothingToSample",
+    "Observer",
+    "Prefetcher",
     "Protocol",
     "Replay",
     "ReplayHandle",
