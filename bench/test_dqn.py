@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 
 from fastrl import dqn
+from fastrl.engine.batches import Batch
 from fastrl.engine.budget import usable_cores
-from fastrl.engine.replay import Batch
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved

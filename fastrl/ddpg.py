@@ -31,8 +31,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl._command import run
+from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
-from fastrl.engine.replay import Batch
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build

@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrl._command import run
+from fastrl.engine.batches import Batch
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
-from fastrl.engine.replay import Batch
 from fastrl.learn.graphs import Captured
 from fastrl.learn.networks import build
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors

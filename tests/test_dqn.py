@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastrl import dqn
-from fastrl.engine.replay import Batch
+from fastrl.engine.batches import Batch
 from fastrl.learn.optimisers import CentredRMSProp
 from fastrl.runs import command_line
 from fastrl.runs.options import resolved

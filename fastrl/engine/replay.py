@@ -284,10 +284,21 @@ class Replay:
         self._require_here("writer")
         return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1), bool(continue_episode))
 
-    def sink(self, continue_episodes: bool = False) -> Any:
-        """What an ``AtariPool(sink=...)`` writes into: env i becomes lane i. Holds all lanes as long as it lives."""
+    def sink(self, continue_episodes: bool = False, *, first_lane: int = 0, lanes: int | None = None) -> Any:
+        """What an ``AtariPool(sink=...)`` writes into: env i becomes lane ``first_lane + i``.
+
+        Args:
+            continue_episodes: of envs that were restored with the replay.
+            first_lane: pools of several processes share a replay, each with lanes of its own.
+            lanes: how many; None: all from the first on. The sink holds them as long as it lives.
+
+        Raises:
+            LaneBusy: one of them has a writer.
+        """
         self._require_here("sink")
-        return native.core.RingSink(self._ring, bool(continue_episodes))
+        first = whole_number("sink: first_lane", first_lane, 0, self.lanes - 1)
+        count = self.lanes - first if lanes is None else whole_number("sink: lanes", lanes, 1, self.lanes - first)
+        return native.core.RingSink(self._ring, first, count, bool(continue_episodes))
 
     # ---- reading
 
