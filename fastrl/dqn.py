@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrl._command import run
-from fastrl.engine.batches import Batch
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
+from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
 from fastrl.learn.networks import build
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
@@ -56,6 +56,7 @@ class Config(RunOptions):
     steps: int = 50_000_000  # of all games together; 50M steps are 200M frames (the paper's text)
     num_envs: int = 16  # games side by side (the paper: 1)
     replay_capacity: int | Literal["auto"] = 1_000_000  # transitions (table: "replay memory size")
+    replay_device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: observations on the GPU too; auto: if it has room
     batch: int = 32  # transitions an update (table)
     warm_up_steps: int = 50_000  # at random before the first update (table: "replay start size")
     update_every_steps: int = 4  # steps to an update (table: "update frequency")
@@ -188,6 +189,9 @@ PRESETS: Presets = {
 }
 
 
+# Added to every error, so that none is never drawn again (Schaul et al. 2016: "a small positive constant").
+PRIORITY_OF_NO_ERROR = 1e-6
+
 # ---- the update rule
 
 
@@ -262,28 +266,17 @@ class Learner:
             values: Tensor = self.online(torch.from_numpy(obs).to(self.device, non_blocking=True))
         return values.float()
 
-    def update(self, drawn: Batch) -> None:
-        """One step of the optimiser, and the target network's refresh when it is due."""
-        self.load_batch(drawn)
+    def update(self, batch: dict[str, Tensor]) -> None:
+        """One step of the optimiser, and the target network's refresh when it is due.
+
+        Args:
+            batch: on a GPU the same tensors every time, since the update is captured with them.
+        """
+        self.batch = batch
         self._step()
         self.updates += 1
         if self.updates % (self.config.target_every_steps // self.config.update_every_steps) == 0:
             self.refresh_target()
-
-    def load_batch(self, drawn: Batch) -> None:
-        """Bring a batch to where the update looks for it; on a GPU always the same place."""
-        given = {
-            "obs": drawn.obs, "action": drawn.action, "reward": drawn.reward, "discount": drawn.discount,
-            "next_obs": drawn.next_obs, "weight": drawn.weight,
-        }  # fmt: skip
-        for name, array in given.items():
-            fresh = torch.from_numpy(array)
-            if self.device.type == "cpu":
-                self.batch[name] = fresh
-            elif name in self.batch:
-                self.batch[name].copy_(fresh, non_blocking=True)
-            else:
-                self.batch[name] = fresh.to(self.device)
 
     def _update_from_batch(self) -> None:
         batch = self.batch
@@ -457,6 +450,9 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
             seeds.restore_generator(exploration, resumed.state["exploration"])
             traps.load(resumed.state["traps"])
         envs.start(resumed.env_states if resumed else None)
+        feeder = make_feeder(
+            envs.replay, config.batch, config.n_step, config.discount, learner.device, config.replay_device
+        )
         if resumed and resumed.replay_save is None:
             refill(config, envs, learner, exploration, session)
 
@@ -470,19 +466,20 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
                 epsilon = epsilon_at(config, session.steps)
                 actions = act(envs, learner, epsilon, exploration, traps)
             envs.send(actions)
-            due = updates_due(config, session.steps + envs.num_envs)
-            while session.updates < due:
+            due = updates_due(config, session.steps + envs.num_envs) - session.updates
+            if due:
                 with session.clock("sample"):
                     beta = linear(session.steps, config.priority_beta, 1.0, config.priority_beta_steps)
-                    drawn = envs.replay.sample(
-                        config.batch, config.n_step, config.discount, boundary=boundary, beta=beta
-                    )
+                    feeder.ask(boundary, due, beta)
+            for _ in range(due):
+                with session.clock("sample"):
+                    fed = feeder.take()
                 with session.clock("learn"):
-                    learner.update(drawn)
+                    learner.update(fed.tensors)
                     traps.after_update(learner.updates, learner.loss)
                 if config.prioritised:
                     with session.clock("priorities"):
-                        envs.replay.update_priorities(drawn.index, learner.errors.cpu().numpy() + 1e-6)
+                        feeder.update_priorities(fed.index, learner.errors.cpu().numpy() + PRIORITY_OF_NO_ERROR)
                 session.updates += 1
             with session.clock("emulate"):
                 games = envs.receive()
@@ -499,6 +496,7 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
             if session.checkpoint_due(envs.num_envs):
                 session.checkpoint(learner.tensors(), state())
         session.finish(learner.tensors(), state())
+        feeder.close()
     return session
 
 

@@ -56,6 +56,7 @@ class RunOptions:
 _MAY_CHANGE = {
     "steps",
     "device",
+    "replay_device",
     "threads",
     "log_every_steps",
     "checkpoint_every_minutes",
