@@ -150,7 +150,7 @@ def bare_updates(updates: int, precision: str) -> Callable[[], None]:
 
 def batch_of(generator: np.random.Generator) -> dict[str, torch.Tensor]:
     frames = torch.from_numpy(generator.integers(0, 256, (32, 5, 84, 84), np.uint8))
-    made = {
+    return {
         "obs": frames[:, :4],
         "action": torch.from_numpy(generator.integers(4, size=32)),
         "reward": torch.from_numpy(generator.choice(np.float32([-1, 0, 1]), 32)),
@@ -158,7 +158,6 @@ def batch_of(generator: np.random.Generator) -> dict[str, torch.Tensor]:
         "next_obs": frames[:, 1:],
         "weight": torch.ones(32),
     }
-    return made
 
 
 def check_answer() -> None:

@@ -86,7 +86,7 @@ class CopyFeeder:
         for name in ("obs", "next_obs", *_PARTS):
             _bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
         if self._device.type == "cuda":
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
             drawn.guard(copied)  # its memory is drawn into again only when the copy is over
         return Fed(self._tensors, drawn.index)
