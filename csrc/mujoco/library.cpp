@@ -1,0 +1,62 @@
+#include "mujoco/library.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace fastrl::mujoco {
+
+namespace {
+
+template <typename Function>
+void bind(void* module, const std::string& module_file, const char* name, Function& function) {
+  void* address = dlsym(module, name);
+  if (address == nullptr) {
+    throw std::runtime_error("mujoco library: '" + module_file + "' and what it loads have no " + name);
+  }
+  static_assert(sizeof(function) == sizeof(address));
+  std::memcpy(&function, &address, sizeof(address));
+}
+
+}  // namespace
+
+std::shared_ptr<const Library> Library::open(const std::string& module_file, const std::string& step_symbol) {
+  // RTLD_NOLOAD: the interpreter has loaded it; a second copy would have its own statics.
+  void* module = dlopen(module_file.c_str(), RTLD_NOW | RTLD_NOLOAD);
+  if (module == nullptr) {
+    throw std::runtime_error("mujoco library: '" + module_file +
+                             "' is not loaded in this process; import mujoco first");
+  }
+  std::shared_ptr<Library> library(new Library());
+  // A look-up through the module also searches the libraries that it was linked with.
+  bind(module, module_file, step_symbol.c_str(), library->step);
+  bind(module, module_file, "mj_forward", library->forward);
+  bind(module, module_file, "mj_resetData", library->reset_data);
+  bind(module, module_file, "mj_rnePostConstraint", library->rne_post_constraint);
+  bind(module, module_file, "mj_version", library->version);
+  return library;
+}
+
+void Library::start(const Model* model, const EnvMemory& env, const Sizes& sizes, const double* qpos,
+                    const double* qvel) const {
+  reset_data(model, env.data);
+  std::copy_n(qpos, sizes.nq, env.qpos);
+  std::copy_n(qvel, sizes.nv, env.qvel);
+  forward(model, env.data);
+}
+
+void Library::repeat(const Model* model, const EnvMemory& env, const Sizes& sizes, const RecordedCalls& calls,
+                     int frame_skip) const {
+  for (std::size_t i = 0; i < calls.is_reset.size(); ++i) {
+    if (calls.is_reset[i] != 0) {
+      start(model, env, sizes, &calls.qpos[i * sizes.nq], &calls.qvel[i * sizes.nv]);
+      continue;
+    }
+    std::copy_n(&calls.ctrl[i * sizes.nu], sizes.nu, env.ctrl);
+    for (int frame = 0; frame < frame_skip; ++frame) step(model, env.data);
+  }
+}
+
+}  // namespace fastrl::mujoco

@@ -1,0 +1,71 @@
+// library.hpp: MuJoCo's functions, from the library that lives inside the installed mujoco wheel.
+//
+// No source of MuJoCo is compiled, linked or included. Python has already loaded the wheel's library and makes the
+// models and their data; this file looks C functions up by name and calls them on the addresses that Python hands
+// over. So what is compiled here can never disagree with what runs. What is assumed is:
+//   1. the names and signatures below (a missing name is refused);
+//   2. that the addresses are of the same library's mjModel and mjData (engine/mujoco_library.py compares stepping
+//      through Python with stepping through this file before first use).
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace fastrl::mujoco {
+
+using Model = void;  // mjModel and mjData, whose layout is nobody's business here
+using Data = void;
+
+// The calls that one env made, for the bare loop that measurements compare with.
+struct RecordedCalls {
+  std::vector<char> is_reset;  // one a step
+  std::vector<double> ctrl;    // steps x nu
+  std::vector<double> qpos;    // where a reset starts: steps x nq
+  std::vector<double> qvel;    // steps x nv
+};
+
+// What of one mjData is read and written, as numpy's views name it.
+struct EnvMemory {
+  Data* data;
+  double* qpos;
+  double* qvel;
+  double* ctrl;
+  const double* xpos;      // bodies x 3
+  const double* cfrc_ext;  // bodies x 6
+};
+
+struct Sizes {
+  std::size_t nq;
+  std::size_t nv;
+  std::size_t nu;
+  std::size_t nbody;
+};
+
+// Opened once, never unloaded. The functions may run on several threads at a time on one model, each on its own data.
+class Library {
+ public:
+  // `module_file` is an extension module of the mujoco package that is loaded in this process; its library is found
+  // through it. `step_symbol` is for tests, which bind a wrong function to see it refused. Throws std::runtime_error
+  // naming the missing symbol.
+  static std::shared_ptr<const Library> open(const std::string& module_file, const std::string& step_symbol);
+
+  void (*step)(const Model*, Data*);
+  void (*forward)(const Model*, Data*);
+  void (*reset_data)(const Model*, Data*);
+  void (*rne_post_constraint)(const Model*, Data*);
+  int (*version)();
+
+  // A start as Gymnasium makes it.
+  void start(const Model* model, const EnvMemory& env, const Sizes& sizes, const double* qpos,
+             const double* qvel) const;
+  // The recorded calls and nothing else.
+  void repeat(const Model* model, const EnvMemory& env, const Sizes& sizes, const RecordedCalls& calls,
+              int frame_skip) const;
+
+ private:
+  Library() = default;
+};
+
+}  // namespace fastrl::mujoco
