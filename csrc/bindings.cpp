@@ -1065,7 +1065,7 @@ class MujocoHandle {
  public:
   MujocoHandle(const std::shared_ptr<mujoco::Library>& library, const py::dict& rules, std::uintptr_t model,
                const std::vector<py::dict>& envs, const py::dict& arrays, const std::string& task_name, int autoreset,
-               int threads, int spin_us, py::object keep)
+               int starts_each, int threads, int spin_us, py::object keep)
       : keep_(std::move(keep)), arrays_(arrays), owner_(getpid()) {
     const mujoco::TaskRules converted = task_rules_from(rules);
     const mujoco::Sizes& sizes = converted.sizes;
@@ -1074,6 +1074,7 @@ class MujocoHandle {
     const std::size_t count = envs.size();
     const std::size_t obs = count * obs_size(converted);
     const std::size_t terms = count * terms_of(converted.task).size();
+    const std::size_t starts = count * static_cast<std::size_t>(starts_each);
     const mujoco::PoolMemory memory{memory_of<double>(arrays, "obs", obs),
                                     memory_of<double>(arrays, "reward", count),
                                     memory_of<bool>(arrays, "terminated", count),
@@ -1084,9 +1085,10 @@ class MujocoHandle {
                                     memory_of<bool>(arrays, "was_reset", count),
                                     memory_of<bool>(arrays, "episode_over", count),
                                     memory_of<std::int64_t>(arrays, "elapsed_steps", count),
-                                    memory_of<bool>(arrays, "start_used", count),
-                                    memory_of<double>(arrays, "start_qpos", count * sizes.nq),
-                                    memory_of<double>(arrays, "start_qvel", count * sizes.nv)};
+                                    starts_each,
+                                    memory_of<std::int64_t>(arrays, "next_start", count),
+                                    memory_of<double>(arrays, "start_qpos", starts * sizes.nq),
+                                    memory_of<double>(arrays, "start_qvel", starts * sizes.nv)};
     pool_ = std::make_unique<mujoco::MujocoPool>(library, address_of(model), memories, converted,
                                                  static_cast<mujoco::Autoreset>(autoreset), memory, task_name, threads,
                                                  std::chrono::microseconds(spin_us));
@@ -1127,7 +1129,7 @@ class MujocoHandle {
     pool_->close();
   }
 
-  int starts_used() const { return pool_->starts_used(); }
+  bool starts_used_up() const { return pool_->starts_used_up(); }
 
   template <typename Action>
   int step(const py::array_t<Action, py::array::c_style>& actions) {
@@ -1207,10 +1209,10 @@ void register_mujoco(py::module_& m) {
       .def("version", [](const mujoco::Library& self) { return self.version(); });
   m.def(
       "open_mujoco",
-      [](const std::string& file, const std::string& step_symbol) {
-        return std::const_pointer_cast<mujoco::Library>(mujoco::Library::open(file, step_symbol));
+      [](const std::string& file, bool own_clock, const std::string& step_symbol) {
+        return std::const_pointer_cast<mujoco::Library>(mujoco::Library::open(file, own_clock, step_symbol));
       },
-      "module_file"_a, py::kw_only(), "step_symbol"_a = "mj_step");
+      "module_file"_a, py::kw_only(), "own_clock"_a, "step_symbol"_a = "mj_step");
   m.def("mujoco_terms", [](int task) {
     std::vector<std::pair<std::string, bool>> terms;
     for (const mujoco::Term& term : terms_of(static_cast<mujoco::Task>(task))) {
@@ -1222,14 +1224,15 @@ void register_mujoco(py::module_& m) {
   m.def("mujoco_step_loop", repeat_calls, "library"_a, "model"_a, "env"_a, "sizes"_a, py::kw_only(), "is_reset"_a,
         "ctrl"_a, "qpos"_a, "qvel"_a, "frame_skip"_a);
   py::class_<MujocoHandle>(m, "MujocoPool")
-      .def(py::init<const std::shared_ptr<mujoco::Library>&, const py::dict&, std::uintptr_t,
-                    const std::vector<py::dict>&, const py::dict&, const std::string&, int, int, int, py::object>(),
-           "library"_a, "rules"_a, "model"_a, "envs"_a, "arrays"_a, py::kw_only(), "task_name"_a, "autoreset"_a,
-           "threads"_a, "spin_us"_a, "keep"_a)
+      .def(
+          py::init<const std::shared_ptr<mujoco::Library>&, const py::dict&, std::uintptr_t,
+                   const std::vector<py::dict>&, const py::dict&, const std::string&, int, int, int, int, py::object>(),
+          "library"_a, "rules"_a, "model"_a, "envs"_a, "arrays"_a, py::kw_only(), "task_name"_a, "autoreset"_a,
+          "starts_each"_a, "threads"_a, "spin_us"_a, "keep"_a)
       .def("step", &MujocoHandle::step<float>, "actions"_a.noconvert())
       .def("step", &MujocoHandle::step<double>, "actions"_a.noconvert())
       .def("reset", &MujocoHandle::reset, "chosen"_a.noconvert())
-      .def("starts_used", &MujocoHandle::starts_used)
+      .def("starts_used_up", &MujocoHandle::starts_used_up)
       .def("require_here", &MujocoHandle::require_here, "operation"_a)
       .def("close", &MujocoHandle::close);
 }

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 
@@ -20,9 +21,14 @@ void bind(void* module, const std::string& module_file, const char* name, Functi
   std::memcpy(&function, &address, sizeof(address));
 }
 
+// The time at which the timers were stopped: a real one, so that whoever is timed over it is timed wrongly by little.
+std::atomic<double> stopped_at = 0;
+double stopped_clock() { return stopped_at; }
+
 }  // namespace
 
-std::shared_ptr<const Library> Library::open(const std::string& module_file, const std::string& step_symbol) {
+std::shared_ptr<const Library> Library::open(const std::string& module_file, bool own_clock,
+                                             const std::string& step_symbol) {
   // RTLD_NOLOAD: the interpreter has loaded it; a second copy would have its own statics.
   void* module = dlopen(module_file.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (module == nullptr) {
@@ -36,7 +42,29 @@ std::shared_ptr<const Library> Library::open(const std::string& module_file, con
   bind(module, module_file, "mj_resetData", library->reset_data);
   bind(module, module_file, "mj_rnePostConstraint", library->rne_post_constraint);
   bind(module, module_file, "mj_version", library->version);
+  if (own_clock) {
+    library->clock_ = static_cast<double (**)()>(dlsym(module, "mjcb_time"));
+    if (library->clock_ != nullptr) library->package_clock_ = *library->clock_;
+  }
   return library;
+}
+
+PausedTimers::PausedTimers(const Library& library) : library_(library) {
+  if (library_.package_clock_ == nullptr) return;
+  const std::lock_guard lock(library_.pause_mutex_);
+  if (library_.pauses_++ > 0) return;
+  const std::atomic_ref clock(*library_.clock_);
+  if (clock != library_.package_clock_) return;  // somebody has put another there
+  stopped_at = library_.package_clock_();
+  clock = stopped_clock;
+}
+
+PausedTimers::~PausedTimers() {
+  if (library_.package_clock_ == nullptr) return;
+  const std::lock_guard lock(library_.pause_mutex_);
+  if (--library_.pauses_ > 0) return;
+  const std::atomic_ref clock(*library_.clock_);
+  if (clock == stopped_clock) clock = library_.package_clock_;
 }
 
 void Library::start(const Model* model, const EnvMemory& env, const Sizes& sizes, const double* qpos,
@@ -49,6 +77,7 @@ void Library::start(const Model* model, const EnvMemory& env, const Sizes& sizes
 
 void Library::repeat(const Model* model, const EnvMemory& env, const Sizes& sizes, const RecordedCalls& calls,
                      int frame_skip) const {
+  const PausedTimers paused(*this);
   for (std::size_t i = 0; i < calls.is_reset.size(); ++i) {
     if (calls.is_reset[i] != 0) {
       start(model, env, sizes, &calls.qpos[i * sizes.nq], &calls.qvel[i * sizes.nv]);

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,11 @@ struct Sizes {
 class Library {
  public:
   // `module_file` is an extension module of the mujoco package that is loaded in this process; its library is found
-  // through it. `step_symbol` is for tests, which bind a wrong function to see it refused. Throws std::runtime_error
-  // naming the missing symbol.
-  static std::shared_ptr<const Library> open(const std::string& module_file, const std::string& step_symbol);
+  // through it. `own_clock`: whether the clock that MuJoCo's timers read is the package's own, see PausedTimers.
+  // `step_symbol` is for tests, which bind a wrong function to see it refused. Throws std::runtime_error naming the
+  // missing symbol.
+  static std::shared_ptr<const Library> open(const std::string& module_file, bool own_clock,
+                                             const std::string& step_symbol);
 
   void (*step)(const Model*, Data*);
   void (*forward)(const Model*, Data*);
@@ -65,7 +68,27 @@ class Library {
               int frame_skip) const;
 
  private:
+  friend class PausedTimers;
   Library() = default;
+
+  double (**clock_)() = nullptr;         // what MuJoCo calls to know the time
+  double (*package_clock_)() = nullptr;  // what the Python package has put there; null: never touched
+  mutable std::mutex pause_mutex_;
+  mutable int pauses_ = 0;
+};
+
+// While one lives, MuJoCo's timers stand still. The Python package lets MuJoCo read the clock at the beginning and the
+// end of every stage of every step, which was up to a quarter of the time of small models, for statistics
+// (MjData.timer) that nobody can see of a pool. A step that another thread takes meanwhile is only timed wrongly.
+class PausedTimers {
+ public:
+  explicit PausedTimers(const Library& library);
+  PausedTimers(const PausedTimers&) = delete;
+  PausedTimers& operator=(const PausedTimers&) = delete;
+  ~PausedTimers();
+
+ private:
+  const Library& library_;
 };
 
 }  // namespace fastrl::mujoco

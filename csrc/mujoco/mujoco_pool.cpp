@@ -21,6 +21,7 @@ MujocoPool::MujocoPool(std::shared_ptr<const Library> library, const Model* mode
       task_name_(std::move(task_name)),
       obs_size_(obs_size(rules)),
       num_terms_(terms_of(rules.task).size()),
+      library_(library),
       workers_(threads, static_cast<int>(envs.size()), [this](int env) { play(env); }, spin) {
   require_playable(rules_);
   // The workers have nothing to take before the first run.
@@ -51,7 +52,7 @@ int MujocoPool::step(std::span<const Action> actions) {
   } else {
     double_actions_ = actions.data();
   }
-  workers_.run();
+  run();
   float_actions_ = nullptr;
   double_actions_ = nullptr;
   return static_cast<int>(std::count(memory_.was_reset, memory_.was_reset + envs_.size(), true));
@@ -60,14 +61,20 @@ int MujocoPool::step(std::span<const Action> actions) {
 template int MujocoPool::step(std::span<const float>);
 template int MujocoPool::step(std::span<const double>);
 
-int MujocoPool::starts_used() const {
-  return static_cast<int>(std::count(memory_.start_used, memory_.start_used + envs_.size(), true));
+bool MujocoPool::starts_used_up() const {
+  return std::any_of(memory_.next_start, memory_.next_start + envs_.size(),
+                     [this](std::int64_t next) { return next >= memory_.starts_each; });
 }
 
 void MujocoPool::reset(std::span<const bool> chosen) {
   chosen_ = chosen.data();
-  workers_.run();
+  run();
   chosen_ = nullptr;
+}
+
+void MujocoPool::run() {
+  const PausedTimers paused(*library_);
+  workers_.run();
 }
 
 void MujocoPool::play(int env) {
@@ -112,7 +119,9 @@ void MujocoPool::step_env(std::size_t env, const Action* action) {
 void MujocoPool::reset_env(std::size_t env) {
   const Sizes& sizes = rules_.sizes;
   double terms[kMostTerms];
-  envs_[env].reset(memory_.start_qpos + env * sizes.nq, memory_.start_qvel + env * sizes.nv,
+  const std::size_t start =
+      env * static_cast<std::size_t>(memory_.starts_each) + static_cast<std::size_t>(memory_.next_start[env]++);
+  envs_[env].reset(memory_.start_qpos + start * sizes.nq, memory_.start_qvel + start * sizes.nv,
                    memory_.obs + env * obs_size_, terms);
   to_columns(terms, memory_.terms, env);
   memory_.reward[env] = 0.0;
@@ -120,7 +129,6 @@ void MujocoPool::reset_env(std::size_t env) {
   memory_.truncated[env] = false;
   memory_.episode_over[env] = false;
   memory_.elapsed_steps[env] = 0;
-  memory_.start_used[env] = true;
 }
 
 void MujocoPool::to_columns(const double* terms, double* columns, std::size_t env) const {

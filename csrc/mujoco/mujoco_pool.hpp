@@ -32,8 +32,11 @@ struct PoolMemory {
   bool* was_reset;              // whether what is told is of a reset: also of an autoreset
   bool* episode_over;           // kept between steps, as is the next
   std::int64_t* elapsed_steps;  // of the episode
-  bool* start_used;             // true: the caller must bring another start before the next call
-  const double* start_qpos;     // where each env's next reset starts
+  // Where resets start: `starts_each` rows an env, used in turn. When all are used the caller must bring others and
+  // set next_start to 0, before the next call.
+  int starts_each;
+  std::int64_t* next_start;
+  const double* start_qpos;
   const double* start_qvel;
 };
 
@@ -51,11 +54,12 @@ class MujocoPool {
   void reset(std::span<const bool> chosen);
   void close() noexcept { workers_.close(); }
 
-  int starts_used() const;
+  bool starts_used_up() const;  // of any env
   int num_envs() const { return static_cast<int>(envs_.size()); }
   const TaskRules& rules() const { return rules_; }
 
  private:
+  void run();
   void play(int env);
   template <typename Action>
   void step_env(std::size_t env, const Action* action);
@@ -68,6 +72,7 @@ class MujocoPool {
   const std::string task_name_;
   const std::size_t obs_size_;
   const std::size_t num_terms_;
+  std::shared_ptr<const Library> library_;
   std::vector<MujocoEnv> envs_;
 
   // What the workers are doing; one of them is set.

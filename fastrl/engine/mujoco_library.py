@@ -40,7 +40,8 @@ def open_library(module_file: str | None, **symbols: str) -> Any:
 
     try:
         require_addresses(mujoco)
-        library = native.core.open_mujoco(module_file, **symbols)
+        # A clock that somebody has set is theirs; the package's own is not seen from Python.
+        library = native.core.open_mujoco(module_file, own_clock=mujoco.get_mjcb_time() is None, **symbols)
         check_library(library, mujoco)
     except RuntimeError as error:
         raise RuntimeError(

@@ -30,6 +30,9 @@ _SPIN_US = 200
 # Of an env's arena, which is larger, as much as the tasks touch.
 _TOUCHED_BYTES = 300_000
 
+# Starts that are drawn ahead for each env, so that C++ can reset it and Python need not draw after every reset.
+_STARTS_EACH = 8
+
 # Terms whose type is not float64 in Gymnasium's infos: the control cost has the actions' type.
 _CTRL_TERM = "reward_ctrl"
 _WHOLE_TERMS = {"InvertedPendulum-v5": ("reward_survive",)}
@@ -150,9 +153,9 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         self._was_reset = np.zeros(n, dtype=np.bool_)
         self._episode_over = np.zeros(n, dtype=np.bool_)
         self._elapsed_steps = np.zeros(n, dtype=np.int64)
-        self._start_used = np.zeros(n, dtype=np.bool_)
-        self._start_qpos = np.zeros((n, rules["nq"]))
-        self._start_qvel = np.zeros((n, rules["nv"]))
+        self._next_start = np.full(n, _STARTS_EACH, dtype=np.int64)  # all used up: none is drawn yet
+        self._start_qpos = np.zeros((n, _STARTS_EACH, rules["nq"]))
+        self._start_qvel = np.zeros((n, _STARTS_EACH, rules["nv"]))
         self._pool = native.core.MujocoPool(
             bound,
             rules,
@@ -169,12 +172,13 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 "was_reset": self._was_reset,
                 "episode_over": self._episode_over,
                 "elapsed_steps": self._elapsed_steps,
-                "start_used": self._start_used,
+                "next_start": self._next_start,
                 "start_qpos": self._start_qpos,
                 "start_qvel": self._start_qvel,
             },
             task_name=self.task.env_id,
             autoreset=_AUTORESET[self._autoreset_mode],
+            starts_each=_STARTS_EACH,
             threads=self.threads,
             spin_us=_SPIN_US if self.threads <= usable_cores() else 0,
             keep=(model, self._data),
@@ -220,8 +224,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 own = fresh_seed()
             if own is not None:
                 self._generators[env], _ = seeding.np_random(own)
-                self._start_used[env] = True
-        self._draw_starts()
+                self._next_start[env] = _STARTS_EACH
+        self._draw_starts(mask)
         self._pool.reset(mask)
         self._reset_envs |= mask
         self._seeds_due = None
@@ -240,8 +244,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 f"step: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; call reset() first"
             )
         checked = self._checked_actions(actions)
-        if self._pool.starts_used():
-            self._draw_starts()
+        if self._pool.starts_used_up():
+            self._draw_starts(self._reset_envs)
         resets = self._pool.step(checked)
         ends = self._ends.copy()
         return self._obs.copy(), self._reward.copy(), ends[0], ends[1], self._step_info(resets, checked.dtype)
@@ -267,7 +271,6 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         >>> pool.load_state(states)  # in this process or another, in this or another env of a pool with equal settings
         """
         self._require_reset("save_state")
-        self._draw_starts()
         return [self._saved(env) for env in self._checked_env_ids("save_state", env_ids)]
 
     def load_state(self, states: Sequence[bytes], env_ids: Any = None) -> None:
@@ -291,21 +294,21 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
 
     # ---- starts and states
 
-    def _draw_starts(self) -> None:
-        """Have a start ready for every env that used its own, so that C++ can reset it at any moment."""
-        for env in np.flatnonzero(self._start_used):
+    def _draw_starts(self, envs: Flags) -> None:
+        """Have a start ready for each of ``envs``, so that C++ can reset it at any moment."""
+        for env in np.flatnonzero(envs & (self._next_start == _STARTS_EACH)):
             generator = self._generators[env]
             assert generator is not None
-            self._start_qpos[env], self._start_qvel[env] = self.task.draw_start(generator)
-            self._start_used[env] = False
+            self._start_qpos[env], self._start_qvel[env] = self.task.draw_starts(generator, _STARTS_EACH)
+            self._next_start[env] = 0
 
     def _numbers_of(self, env: int) -> dict[str, npt.NDArray[np.float64]]:
         """What a state keeps of one env, as arrays to read and to write; the physics are beside it."""
         return {
             "main_body_xpos": self._data[env].xpos[self.task.rules["main_body"]],  # the next step's velocity starts here
             "obs": self._obs[env],
-            "start_qpos": self._start_qpos[env],
-            "start_qvel": self._start_qvel[env],
+            "start_qpos": self._start_qpos[env].reshape(-1),  # drawn already, so the generator has gone past them
+            "start_qvel": self._start_qvel[env].reshape(-1),
         }
 
     def _rules_text(self) -> str:
@@ -332,6 +335,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
             "rules": self._rules_text(),
             "elapsed_steps": int(self._elapsed_steps[env]),
             "episode_over": bool(self._episode_over[env]),
+            "next_start": int(self._next_start[env]),
             "generator": generator.bit_generator.state,
         }
         numbers = np.concatenate([physics, *self._numbers_of(env).values()])
@@ -366,7 +370,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
             target[:], rest = rest[: target.size], rest[target.size :]
         self._elapsed_steps[env] = header["elapsed_steps"]
         self._episode_over[env] = header["episode_over"]
-        self._start_used[env] = False
+        self._next_start[env] = header["next_start"]
         generator = np.random.Generator(np.random.PCG64(0))
         generator.bit_generator.state = header["generator"]
         self._generators[env] = generator

@@ -66,13 +66,18 @@ class MujocoTask:
     terms: list[tuple[str, bool]]  # what a step's info has, and whether a reset's info has it too
     rules: dict[str, Any]  # for C++
 
-    def draw_start(self, generator: np.random.Generator) -> tuple[Doubles, Doubles]:
-        """Positions and velocities of a fresh episode, drawn as Gymnasium's environment draws them."""
+    def draw_starts(self, generator: np.random.Generator, count: int) -> tuple[Doubles, Doubles]:
+        """Positions and velocities of the next ``count`` episodes, drawn as Gymnasium's environment draws them."""
         scale, model = self.settings["reset_noise_scale"], self.prototype.model
-        qpos = self.prototype.init_qpos + generator.uniform(low=-scale, high=scale, size=model.nq)
         if self.env_id in _NORMAL_VELOCITIES:
-            return qpos, self.prototype.init_qvel + scale * generator.standard_normal(model.nv)
-        return qpos, self.prototype.init_qvel + generator.uniform(low=-scale, high=scale, size=model.nv)
+            qpos, qvel = np.empty((count, model.nq)), np.empty((count, model.nv))
+            for start in range(count):
+                qpos[start] = generator.uniform(low=-scale, high=scale, size=model.nq)
+                qvel[start] = scale * generator.standard_normal(model.nv)
+        else:  # row by row, which is the order in which the environment draws
+            noise = generator.uniform(low=-scale, high=scale, size=(count, model.nq + model.nv))
+            qpos, qvel = noise[:, : model.nq], noise[:, model.nq :]
+        return self.prototype.init_qpos + qpos, self.prototype.init_qvel + qvel
 
 
 def make_task(env_id: str, max_episode_steps: int | None, given: Mapping[str, Any]) -> MujocoTask:
