@@ -1212,7 +1212,7 @@ void register_mujoco(py::module_& m) {
       [](const std::string& file, bool own_clock, const std::string& step_symbol) {
         return std::const_pointer_cast<mujoco::Library>(mujoco::Library::open(file, own_clock, step_symbol));
       },
-      "module_file"_a, py::kw_only(), "own_clock"_a, "step_symbol"_a = "mj_step");
+      "module_file"_a, py::kw_only(), "own_clock"_a, "step_symbol"_a = mujoco::kStepSymbol);
   m.def("mujoco_terms", [](int task) {
     std::vector<std::pair<std::string, bool>> terms;
     for (const mujoco::Term& term : terms_of(static_cast<mujoco::Task>(task))) {

@@ -6,10 +6,11 @@
 >>> obs.shape
 (8, 4, 84, 84)
 
-Importing fastrl imports no torch; trainers do, when they are imported.
+Importing fastrl imports no torch and no mujoco; trainers and pools do, when they need it.
 """
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.native import __version__, build_info
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "DamagedReplay",
     "LaneBusy",
+    "MujocoPool",
     "NothingToSample",
     "Protocol",
     "Replay",

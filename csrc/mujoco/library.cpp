@@ -9,6 +9,8 @@
 
 namespace fastrl::mujoco {
 
+const char* const kStepSymbol = "mj_step";
+
 namespace {
 
 template <typename Function>

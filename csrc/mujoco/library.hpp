@@ -44,12 +44,15 @@ struct Sizes {
   std::size_t nbody;
 };
 
+extern const char* const kStepSymbol;  // what step is bound to
+
 // Opened once, never unloaded. The functions may run on several threads at a time on one model, each on its own data.
 class Library {
  public:
   // `module_file` is an extension module of the mujoco package that is loaded in this process; its library is found
   // through it. `own_clock`: whether the clock that MuJoCo's timers read is the package's own, see PausedTimers.
-  // `step_symbol` is for tests, which bind a wrong function to see it refused. Throws std::runtime_error naming the
+  // `step_symbol` is another than
+  // kStepSymbol only in tests, which bind a wrong function to see it refused. Throws std::runtime_error naming the
   // missing symbol.
   static std::shared_ptr<const Library> open(const std::string& module_file, bool own_clock,
                                              const std::string& step_symbol);

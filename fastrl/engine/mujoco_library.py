@@ -1,4 +1,4 @@
-"""MuJoCo's library, bound inside the installed mujoco wheel and checked against its own Python face before first use."""
+"""MuJoCo's library inside the installed mujoco wheel: bound, and checked against its Python face before first use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COMPARED = ("qpos", "qvel", "qacc", "qacc_warmstart", "xpos", "cfrc_ext")
 
 
 def open_library(module_file: str | None, **symbols: str) -> Any:
-    """Bind the library that the loaded module ``module_file`` uses, and step a model with it to see that it is right."""
+    """Bind the library that the loaded module ``module_file`` uses, and step a model on it to see that it is right."""
     import mujoco
 
     try:
@@ -46,8 +46,8 @@ def open_library(module_file: str | None, **symbols: str) -> Any:
     except RuntimeError as error:
         raise RuntimeError(
             f"{error}. Found mujoco {importlib.metadata.version('mujoco')} at {module_file}; fastrl "
-            f"{native.__version__} supports {SUPPORTED_MUJOCO} where its Python package hands out the addresses of "
-            f"its structures: install one of these (`pip install '{SUPPORTED_MUJOCO}'`) or a fastrl that supports yours."
+            f"{native.__version__} supports {SUPPORTED_MUJOCO}, where the package hands out the addresses of its "
+            f"structures: install one of these (`pip install '{SUPPORTED_MUJOCO}'`) or a fastrl that supports yours."
         ) from error
     return library
 
@@ -57,7 +57,8 @@ def library() -> Any:
     """The library, bound and checked once in a process."""
     import mujoco
 
-    return open_library(mujoco._functions.__file__)
+    # Where it has no such part, the refusal names the package itself.
+    return open_library(getattr(mujoco, "_functions", mujoco).__file__)
 
 
 def require_addresses(mujoco: Any) -> None:
@@ -65,6 +66,10 @@ def require_addresses(mujoco: Any) -> None:
     for name in ("MjModel", "MjData"):
         if not hasattr(getattr(mujoco, name, None), "_address"):
             raise RuntimeError(f"mujoco library: the package's {name} has no _address")
+    if not hasattr(mujoco.mjtState, "mjSTATE_INTEGRATION"):
+        raise RuntimeError(
+            "mujoco library: the package has no mjSTATE_INTEGRATION, the state that decides how it goes on"
+        )
     model = mujoco.MjModel.from_xml_string(_CHECK_MODEL)
     data = mujoco.MjData(model)
     for name in _COMPARED:

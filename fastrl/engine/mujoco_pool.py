@@ -37,6 +37,8 @@ _STARTS_EACH = 8
 _CTRL_TERM = "reward_ctrl"
 _WHOLE_TERMS = {"InvertedPendulum-v5": ("reward_survive",)}
 
+_ACTION_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
 _STATE_MARK = b"fastrl-mujoco-1\n"
 _DIGEST_BYTES = 16
 
@@ -124,7 +126,6 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         self._make_native()
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
-    
         self.closed = False
         _open_pools.add(self)
 
@@ -143,7 +144,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         model, rules = self.task.prototype.model, self.task.rules
         _require_memory(self.num_envs, int(model.nbuffer) + _TOUCHED_BYTES)
         self._data = [mujoco.MjData(model) for _ in range(self.num_envs)]
-        n, obs_numbers, terms = self.num_envs, int(self.single_observation_space.shape[0]), len(self.task.terms)
+        n, obs_numbers, terms = self.num_envs, native.core.mujoco_obs_size(rules), len(self.task.terms)
         self._obs = np.zeros((n, obs_numbers))
         self._reward = np.zeros(n)
         self._terms = np.zeros((terms, n))
@@ -305,7 +306,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
     def _numbers_of(self, env: int) -> dict[str, npt.NDArray[np.float64]]:
         """What a state keeps of one env, as arrays to read and to write; the physics are beside it."""
         return {
-            "main_body_xpos": self._data[env].xpos[self.task.rules["main_body"]],  # the next step's velocity starts here
+            "main_body": self._data[env].xpos[self.task.rules["main_body"]],  # from where the next step is measured
             "obs": self._obs[env],
             "start_qpos": self._start_qpos[env].reshape(-1),  # drawn already, so the generator has gone past them
             "start_qvel": self._start_qvel[env].reshape(-1),
@@ -432,7 +433,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         self._pool.require_here(operation)
         if not self._reset_envs.all():
             raise RuntimeError(
-                f"{operation}: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; call reset() first"
+                f"{operation}: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; "
+                f"call reset() first"
             )
 
     def _checked_mask(self, mask: Any) -> Flags:
@@ -461,9 +463,10 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
             )
         if given.dtype.kind in "iu":  # whole numbers lose nothing, and their squares are whole
             given = given.astype(np.float64)
-        if given.dtype not in (np.float32, np.float64):
+        native_dtype = given.dtype.newbyteorder("=")
+        if native_dtype not in _ACTION_DTYPES:
             raise TypeError(f"step: actions are {given.dtype}; expected float32 or float64")
-        return np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("="))
+        return np.ascontiguousarray(given, dtype=native_dtype)
 
     def _checked_env_ids(self, operation: str, env_ids: Any) -> list[int]:
         if env_ids is None:
