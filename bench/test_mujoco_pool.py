@@ -1,8 +1,9 @@
 """Steps a second of the MuJoCo pool, beside EnvPool, Gymnasium's vector envs and the bare mj_step calls.
 
 Same tasks, same random actions, 16 envs, each peer with its own autoreset. The limit is a loop in C++, in as many
-threads, that makes the very mj_step calls (and resets) that our pool makes in the same round, and nothing else: no
-observation, reward, Python. MuJoCo's timers stand still in it as they do in the pool.
+threads, that makes the very mj_step calls (and resets) that our pool makes in the same round, in the same order, and
+nothing else: no observation, reward or Python, and no waiting of threads for each other until the round ends. MuJoCo's
+timers stand still in it as they do in the pool.
 """
 
 from __future__ import annotations
@@ -113,20 +114,18 @@ class BareLoop:
         calls = self._rounds[self._round % len(self._rounds)]
         self._round += 1
 
-        def step(envs: range) -> None:
-            for env in envs:
-                native.core.mujoco_step_loop(
-                    library(),
-                    self._model._address,
-                    env_memory(self._data[env]),
-                    self._rules,
-                    **{name: values[env] for name, values in calls.items()},
-                    frame_skip=self._rules["frame_skip"],
-                )
+        def step(envs: slice) -> None:
+            native.core.mujoco_step_loop(
+                library(),
+                self._model._address,
+                [env_memory(data) for data in self._data[envs]],
+                self._rules,
+                **{name: np.ascontiguousarray(values[envs]) for name, values in calls.items()},
+                frame_skip=self._rules["frame_skip"],
+            )
 
-        workers = [
-            threading.Thread(target=step, args=(range(i, NUM_ENVS, self._threads),)) for i in range(self._threads)
-        ]
+        shares = [slice(i, None, self._threads) for i in range(self._threads)]
+        workers = [threading.Thread(target=step, args=(share,)) for share in shares]
         for worker in workers:
             worker.start()
         for worker in workers:

@@ -1158,26 +1158,36 @@ class MujocoHandle {
   std::unique_ptr<mujoco::MujocoPool> pool_;
 };
 
-// The calls of one env again, for measurements: ctrl and starts are rows, one a step.
-void repeat_calls(const mujoco::Library& library, std::uintptr_t model, const py::dict& env, const py::dict& sizes,
-                  const py::array_t<bool, py::array::c_style>& is_reset, const Doubles& ctrl, const Doubles& qpos,
-                  const Doubles& qvel, int frame_skip) {
+// The calls of some envs again, for measurements: what is done is envs x steps, what with an env each.
+void repeat_calls(const mujoco::Library& library, std::uintptr_t model, const std::vector<py::dict>& envs,
+                  const py::dict& sizes, const py::array_t<bool, py::array::c_style>& is_reset, const Doubles& ctrl,
+                  const Doubles& qpos, const Doubles& qvel, int frame_skip) {
   const mujoco::Sizes converted = sizes_from(sizes);
-  const auto steps = static_cast<std::size_t>(is_reset.size());
-  const auto numbers = [&](const char* name, const Doubles& array, std::size_t each) {
-    if (static_cast<std::size_t>(array.size()) != steps * each) {
-      throw std::invalid_argument(std::string("mujoco_step_loop: ") + name + " has " + std::to_string(array.size()) +
-                                  " numbers, expected " + std::to_string(steps * each));
-    }
-    return std::vector<double>(array.data(), array.data() + array.size());
-  };
-  const mujoco::RecordedCalls calls{{is_reset.data(), is_reset.data() + steps},
-                                    numbers("ctrl", ctrl, converted.nu),
-                                    numbers("qpos", qpos, converted.nq),
-                                    numbers("qvel", qvel, converted.nv)};
-  const mujoco::EnvMemory memory = env_memory_from(env, converted);
+  if (envs.empty() || static_cast<std::size_t>(is_reset.size()) % envs.size() != 0) {
+    throw std::invalid_argument("mujoco_step_loop: is_reset has " + std::to_string(is_reset.size()) +
+                                " flags, expected as many steps for each of " + std::to_string(envs.size()) + " envs");
+  }
+  const std::size_t steps = static_cast<std::size_t>(is_reset.size()) / envs.size();
+  std::vector<mujoco::EnvMemory> memories;
+  std::vector<mujoco::RecordedCalls> calls;
+  for (std::size_t env = 0; env < envs.size(); ++env) {
+    const auto numbers = [&](const char* name, const Doubles& array, std::size_t each) {
+      if (static_cast<std::size_t>(array.size()) != envs.size() * steps * each) {
+        throw std::invalid_argument(std::string("mujoco_step_loop: ") + name + " has " + std::to_string(array.size()) +
+                                    " numbers, expected " + std::to_string(envs.size() * steps * each));
+      }
+      const double* first = array.data() + env * steps * each;
+      return std::vector<double>(first, first + steps * each);
+    };
+    const bool* resets = is_reset.data() + env * steps;
+    memories.push_back(env_memory_from(envs[env], converted));
+    calls.push_back({{resets, resets + steps},
+                     numbers("ctrl", ctrl, converted.nu),
+                     numbers("qpos", qpos, converted.nq),
+                     numbers("qvel", qvel, converted.nv)});
+  }
   const py::gil_scoped_release released;
-  library.repeat(address_of(model), memory, converted, calls, frame_skip);
+  library.repeat(address_of(model), converted, memories, calls, frame_skip);
 }
 
 void register_mujoco(py::module_& m) {
@@ -1221,7 +1231,7 @@ void register_mujoco(py::module_& m) {
     return terms;
   });
   m.def("mujoco_obs_size", [](const py::dict& rules) { return obs_size(task_rules_from(rules)); }, "rules"_a);
-  m.def("mujoco_step_loop", repeat_calls, "library"_a, "model"_a, "env"_a, "sizes"_a, py::kw_only(), "is_reset"_a,
+  m.def("mujoco_step_loop", repeat_calls, "library"_a, "model"_a, "envs"_a, "sizes"_a, py::kw_only(), "is_reset"_a,
         "ctrl"_a, "qpos"_a, "qvel"_a, "frame_skip"_a);
   py::class_<MujocoHandle>(m, "MujocoPool")
       .def(

@@ -243,7 +243,7 @@ def mujoco_obs_size(rules: dict[str, Any]) -> int: ...
 def mujoco_step_loop(
     library: MujocoLibrary,
     model: int,
-    env: dict[str, Any],
+    envs: Sequence[dict[str, Any]],
     sizes: dict[str, int],
     *,
     is_reset: npt.NDArray[np.bool_],

@@ -77,16 +77,21 @@ void Library::start(const Model* model, const EnvMemory& env, const Sizes& sizes
   forward(model, env.data);
 }
 
-void Library::repeat(const Model* model, const EnvMemory& env, const Sizes& sizes, const RecordedCalls& calls,
-                     int frame_skip) const {
+void Library::repeat(const Model* model, const Sizes& sizes, const std::vector<EnvMemory>& envs,
+                     const std::vector<RecordedCalls>& calls, int frame_skip) const {
   const PausedTimers paused(*this);
-  for (std::size_t i = 0; i < calls.is_reset.size(); ++i) {
-    if (calls.is_reset[i] != 0) {
-      start(model, env, sizes, &calls.qpos[i * sizes.nq], &calls.qvel[i * sizes.nv]);
-      continue;
+  const std::size_t steps = calls.empty() ? 0 : calls.front().is_reset.size();
+  for (std::size_t i = 0; i < steps; ++i) {
+    for (std::size_t k = 0; k < envs.size(); ++k) {
+      const EnvMemory& env = envs[k];
+      const RecordedCalls& made = calls[k];
+      if (made.is_reset[i] != 0) {
+        start(model, env, sizes, &made.qpos[i * sizes.nq], &made.qvel[i * sizes.nv]);
+        continue;
+      }
+      std::copy_n(&made.ctrl[i * sizes.nu], sizes.nu, env.ctrl);
+      for (int frame = 0; frame < frame_skip; ++frame) step(model, env.data);
     }
-    std::copy_n(&calls.ctrl[i * sizes.nu], sizes.nu, env.ctrl);
-    for (int frame = 0; frame < frame_skip; ++frame) step(model, env.data);
   }
 }
 

@@ -66,9 +66,9 @@ class Library {
   // A start as Gymnasium makes it.
   void start(const Model* model, const EnvMemory& env, const Sizes& sizes, const double* qpos,
              const double* qvel) const;
-  // The recorded calls and nothing else.
-  void repeat(const Model* model, const EnvMemory& env, const Sizes& sizes, const RecordedCalls& calls,
-              int frame_skip) const;
+  // The recorded calls of several envs and nothing else, in the order in which a pool must make them: step by step.
+  void repeat(const Model* model, const Sizes& sizes, const std::vector<EnvMemory>& envs,
+              const std::vector<RecordedCalls>& calls, int frame_skip) const;
 
  private:
   friend class PausedTimers;

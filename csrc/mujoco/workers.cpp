@@ -50,6 +50,7 @@ void Workers::close() noexcept {
 // Whether `ready` came true while it was watched.
 template <typename Ready>
 bool Workers::watch(Ready ready) const {
+  if (ready()) return true;
   const auto began = std::chrono::steady_clock::now();
   while (!ready()) {
     for (int i = 0; i < 32; ++i) pause();

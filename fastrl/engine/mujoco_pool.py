@@ -31,13 +31,13 @@ _SPIN_US = 200
 _TOUCHED_BYTES = 300_000
 
 # Starts that are drawn ahead for each env, so that C++ can reset it and Python need not draw after every reset.
-_STARTS_EACH = 8
+_STARTS_EACH = 16
 
 # Terms whose type is not float64 in Gymnasium's infos: the control cost has the actions' type.
 _CTRL_TERM = "reward_ctrl"
 _WHOLE_TERMS = {"InvertedPendulum-v5": ("reward_survive",)}
 
-_ACTION_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 _STATE_MARK = b"fastrl-mujoco-1\n"
 _DIGEST_BYTES = 16
@@ -121,11 +121,16 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         # Of the next reset that is given none.
         self._seeds_due: list[int | None] | None = spread_seed(seed, self.num_envs)
         self.task = make_task(env_id, max_episode_steps, settings)
+        self._term_names = [name for name, _ in self.task.terms]
+        self._mask_names = [f"_{name}" for name in self._term_names]
+        self._whole_terms = _WHOLE_TERMS.get(env_id, ())
         self.metadata = {**type(self).metadata, "autoreset_mode": self._autoreset_mode}
         self._make_spaces()
         self._make_native()
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
+        self._everywhere = np.ones(self.num_envs, dtype=np.bool_)
         self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
+        self._all_were_reset = False
         self.closed = False
         _open_pools.add(self)
 
@@ -229,6 +234,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         self._draw_starts(mask)
         self._pool.reset(mask)
         self._reset_envs |= mask
+        self._all_were_reset = bool(self._reset_envs.all())
         self._seeds_due = None
         return self._obs.copy(), self._reset_info(mask)
 
@@ -240,10 +246,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 cost is computed in the actions' own type.
         """
         self._require_open("step")
-        if not self._reset_envs.all():
-            raise RuntimeError(
-                f"step: envs {np.flatnonzero(~self._reset_envs).tolist()} have not been reset; call reset() first"
-            )
+        if not self._all_were_reset:
+            self._require_reset("step")
         checked = self._checked_actions(actions)
         if self._pool.starts_used_up():
             self._draw_starts(self._reset_envs)
@@ -290,7 +294,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         read = [self._read_state(env, state) for env, state in zip(envs, states, strict=True)]
         for env, (header, numbers) in zip(envs, read, strict=True):
             self._load(env, header, numbers)
-        if self._reset_envs.all():
+        self._all_were_reset = bool(self._reset_envs.all())
+        if self._all_were_reset:
             self._seeds_due = None
 
     # ---- starts and states
@@ -380,11 +385,10 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
     # ---- infos, as gymnasium's vector envs put them together
 
     def _columns(self, terms: Doubles, actions_dtype: Any) -> dict[str, npt.NDArray[Any]]:
-        copied = terms.copy()
-        columns: dict[str, npt.NDArray[Any]] = {name: copied[k] for k, (name, _) in enumerate(self.task.terms)}
-        if _CTRL_TERM in columns and actions_dtype != np.float64:
+        columns: dict[str, npt.NDArray[Any]] = dict(zip(self._term_names, terms.copy(), strict=True))
+        if actions_dtype is not _FLOAT64 and _CTRL_TERM in columns:
             columns[_CTRL_TERM] = columns[_CTRL_TERM].astype(actions_dtype)
-        for name in _WHOLE_TERMS.get(self.task.env_id, ()):
+        for name in self._whole_terms:
             columns[name] = columns[name].astype(np.int64)
         return columns
 
@@ -397,13 +401,12 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         return info
 
     def _step_info(self, resets: int, actions_dtype: Any) -> dict[str, Any]:
-        columns = self._columns(self._terms, actions_dtype)
-        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        info: dict[str, Any] = self._columns(self._terms, actions_dtype)
+        everywhere = self._everywhere.copy()
         if not resets:
-            info: dict[str, Any] = {}
-            for name, column in columns.items():
-                info[name], info[f"_{name}"] = column, everywhere
+            info.update(dict.fromkeys(self._mask_names, everywhere))
             return info
+        columns = info
         stepped = ~self._was_reset
         info = {}
         if self._autoreset_mode == AutoresetMode.SAME_STEP:
@@ -439,7 +442,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
 
     def _checked_mask(self, mask: Any) -> Flags:
         if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
+            return self._everywhere.copy()
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(
                 f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
@@ -452,6 +455,13 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         return np.ascontiguousarray(mask).copy()
 
     def _checked_actions(self, actions: Any) -> npt.NDArray[Any]:
+        if (
+            type(actions) is np.ndarray
+            and actions.shape == self._actions_shape
+            and (actions.dtype is _FLOAT32 or actions.dtype is _FLOAT64)
+            and actions.flags.c_contiguous
+        ):
+            return actions
         try:
             given = np.asarray(actions)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -464,7 +474,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         if given.dtype.kind in "iu":  # whole numbers lose nothing, and their squares are whole
             given = given.astype(np.float64)
         native_dtype = given.dtype.newbyteorder("=")
-        if native_dtype not in _ACTION_DTYPES:
+        if native_dtype not in (_FLOAT32, _FLOAT64):
             raise TypeError(f"step: actions are {given.dtype}; expected float32 or float64")
         return np.ascontiguousarray(given, dtype=native_dtype)
 
