@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
@@ -222,6 +223,15 @@ def test_spaces_are_gymnasiums(pool: fastrl.MujocoPool) -> None:
     assert pool.observation_space == envs.observation_space
     assert pool.action_space == envs.action_space
     assert pool.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+def test_make_vec_finds_the_pool_under_its_registered_id() -> None:
+    envs = gymnasium.make_vec("fastrl/Hopper-v5", num_envs=2, threads=1, ctrl_cost_weight=0.1)
+
+    assert isinstance(envs.unwrapped, fastrl.MujocoPool)
+    assert envs.unwrapped.task.settings["ctrl_cost_weight"] == 0.1
+    assert envs.reset(seed=0)[0].shape == (2, 11)
+    envs.close()
 
 
 def test_gymnasiums_vector_wrappers_work_on_it() -> None:
