@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -562,6 +563,19 @@ def test_closing_and_collecting_end_every_thread() -> None:
     del dropped
 
     assert (during, native_threads()) == (before + 1, before)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_caller_that_dawdles_finds_its_workers_awake_or_wakes_them(threads: int, session_seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more threads than cores, which sleep at once
+        pool = fastrl.MujocoPool("InvertedPendulum-v5", 6, threads=threads)
+    envs = fastrl.MujocoPool("InvertedPendulum-v5", 6, threads=1)
+    assert_same(pool.reset(seed=0), envs.reset(seed=0))
+    rng = np.random.default_rng(session_seed)
+    for action in random_actions(pool.action_space, 700, 0):
+        time.sleep(rng.choice([0, 0, 1e-5, 2e-4, 6e-4]))
+        assert_same(pool.step(action), envs.step(action))
 
 
 def test_two_threads_in_one_pool_are_refused() -> None:
