@@ -108,12 +108,12 @@ def play(pool: fastrl.MujocoPool, steps: int, seed: int = 0) -> list[Any]:
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step", "disabled"])
 @pytest.mark.parametrize("env_id", task_ids())
 def test_every_bit_is_gymnasiums(env_id: str, autoreset: str, session_seed: int) -> None:
-    limit = 350  # so that tasks without a termination end too
+    limit = 260  # so that tasks without a termination end too
     envs = reference_envs(env_id, 3, autoreset, limit)
     pool = fastrl.MujocoPool(env_id, 3, threads=2, autoreset=autoreset, max_episode_steps=limit)
     ends = 0
     for seed, dtype in ((session_seed, np.float32), (session_seed + 7, np.float64)):
-        ends += play_side_by_side(pool, envs, 540, seed, dtype)
+        ends += play_side_by_side(pool, envs, 420, seed, dtype)
 
     assert ends >= 6
     pool.close()
