@@ -8,7 +8,7 @@
 
 ``fastrl.load("runs/pong").act(obs)`` uses what a run has learned.
 
-Importing fastrl imports no torch; trainers and ``load`` do, when they are first used.
+Importing fastrl imports no torch and no mujoco; trainers, ``load`` and pools do, when they need them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.batches import Batch
 from fastrl.engine.games import playable_games as games
+from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.native import __version__, build_info
 from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher
@@ -32,6 +33,7 @@ __all__ = [
     "Batch",
     "DamagedReplay",
     "LaneBusy",
+    "MujocoPool",
     "NothingToSample",
     "Observer",
     "Prefetcher",

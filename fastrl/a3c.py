@@ -211,5 +211,11 @@ RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
 train = RECIPE.train
 TRAINER = Trainer("a3c", Config, PRESETS, train, default_preset)
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

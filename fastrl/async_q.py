@@ -281,5 +281,11 @@ RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
 train = RECIPE.train
 TRAINER = Trainer("async_q", Config, PRESETS, train, default_preset)
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

@@ -438,5 +438,11 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
 
 TRAINER = Trainer("ddpg", Config, PRESETS, train, lambda env: "fast")
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

@@ -507,5 +507,11 @@ def default_preset(env: str | None) -> str:
 
 TRAINER = Trainer("dqn", Config, PRESETS, train, default_preset)
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)
