@@ -40,6 +40,7 @@ from fastrl.learn.networks import build
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
+from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
@@ -56,6 +57,7 @@ class Config(RunOptions):
     steps: int = 50_000_000  # of all games together; 50M steps are 200M frames (the paper's text)
     num_envs: int = 16  # games side by side (the paper: 1)
     replay_capacity: int | Literal["auto"] = 1_000_000  # transitions (table: "replay memory size")
+    actor_processes: int = 0  # that emulate in the learner's stead; 0: its own threads do
     replay_device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: observations on the GPU too; auto: if it has room
     batch: int = 32  # transitions an update (table)
     warm_up_steps: int = 50_000  # at random before the first update (table: "replay start size")
@@ -87,7 +89,8 @@ class Config(RunOptions):
         """Refuse what cannot be meant."""
         super().__post_init__()
         for name, least in (
-            ("steps", 1), ("num_envs", 1), ("batch", 1), ("warm_up_steps", 0), ("update_every_steps", 1),
+            ("steps", 1), ("num_envs", 1), ("actor_processes", 0), ("batch", 1), ("warm_up_steps", 0),
+            ("update_every_steps", 1),
             ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0), ("priority_beta_steps", 0),
         ):  # fmt: skip
             require_whole(self, name, least)
@@ -341,8 +344,10 @@ class Learner:
 # ---- training
 
 
-def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs:
+def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorProcesses:
     """The games, and the replay that they are recorded in."""
+    if config.actor_processes:
+        return make_actor_processes(config, resumed)
     shared: dict[str, Any] = {
         "seed": seeds.whole(config.seed, "envs"),
         "replay_seed": seeds.whole(config.seed, "replay"),
@@ -362,6 +367,27 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs:
     if not envs.num_actions:
         raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
     return envs
+
+
+def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProcesses:
+    """The games in processes of their own."""
+    if config.deterministic:
+        raise ValueError("actor_processes: with --deterministic they are refused, since the death of one changes a run")
+    if not is_atari(config.env):
+        raise ValueError(f"actor_processes: are for Atari games, {config.env} is none")
+    if resumed is not None and resumed.replay_save is not None:
+        raise ValueError("actor_processes: a run that has them goes on by --resume-without-replay")
+    return ActorProcesses(
+        config.env,
+        config.num_envs,
+        config.actor_processes,
+        config.replay_capacity,
+        protocol=config.protocol,
+        threads=config.threads,
+        seed=seeds.whole(config.seed, "envs"),
+        replay_seed=seeds.whole(config.seed, "replay"),
+        alpha=config.priority_alpha if config.prioritised else None,
+    )
 
 
 def epsilon_at(config: Config, steps: int) -> float:
@@ -395,7 +421,7 @@ def train(
         envs.close()
 
 
-def describe_network(config: Config, envs: RecordedEnvs) -> dict[str, Any]:
+def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dict[str, Any]:
     """What to build."""
     own = ":" in config.network
     return {
@@ -410,7 +436,11 @@ def describe_network(config: Config, envs: RecordedEnvs) -> dict[str, Any]:
 
 
 def act(
-    envs: RecordedEnvs, learner: Learner, epsilon: float, exploration: np.random.Generator, traps: Traps | None = None
+    envs: RecordedEnvs | ActorProcesses,
+    learner: Learner,
+    epsilon: float,
+    exploration: np.random.Generator,
+    traps: Traps | None = None,
 ) -> npt.NDArray[np.int64]:
     """An action for each env. As many random numbers are drawn whatever comes out."""
     random = exploration.random(envs.num_envs) < epsilon
@@ -424,7 +454,11 @@ def act(
 
 
 def refill(
-    config: Config, envs: RecordedEnvs, learner: Learner, exploration: np.random.Generator, session: Session
+    config: Config,
+    envs: RecordedEnvs | ActorProcesses,
+    learner: Learner,
+    exploration: np.random.Generator,
+    session: Session,
 ) -> None:
     """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
     wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
@@ -435,7 +469,7 @@ def refill(
         envs.receive()
 
 
-def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Session:
+def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed | None) -> Session:
     network = describe_network(config, envs)
     learner = Learner(config, network)
     atari = envs.kind == "atari"
