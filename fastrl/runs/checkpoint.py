@@ -8,6 +8,7 @@ checkpoint names any more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -134,10 +135,15 @@ class CheckpointStore:
         # The name is the content's: a checkpoint of the same steps, by an earlier life of this run, stays whole until
         # the JSON, which is replaced at once, names these tensors.
         name = f"{stem}-{sha256[:16]}.safetensors"
-        write_private(self.directory / name, content)
         path = self.directory / f"{stem}.json"
         described = {"file": name, "bytes": len(content), "sha256": sha256}
-        write_json(path, {"format": FORMAT, "steps": steps, "tensors": described, "state": dict(state)})
+        try:
+            write_private(self.directory / name, content)
+            write_json(path, {"format": FORMAT, "steps": steps, "tensors": described, "state": dict(state)})
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.tidy()  # what was written takes space that the next save needs
+            raise
         return path
 
     # ---- forgetting
@@ -186,22 +192,25 @@ class CheckpointStore:
             UnknownFormat: the newest one that is whole is of another version of fastrl.
         """
         saved = self.steps_saved()
-        only_replay = False
+        weights_at: int | None = None  # of the newest checkpoint that lacks only its replay
         for steps in saved:
             try:
-                found, only_replay_here = read(self.path_of(steps)), False
+                found = read(self.path_of(steps))
                 if with_replay and found.state.get("replay") is not None:
-                    only_replay_here = True
+                    weights_at = steps if weights_at is None else weights_at
                     check_saved_replay(self.replay_save(found))
                 return found
             except DamagedFile as error:
-                only_replay |= only_replay_here
                 note(f"checkpoint at {steps:,} steps is damaged ({error})")
         if not saved:
             return None
         raise DamagedFile(
             f"{self.directory}: all {len(saved)} checkpoints are damaged"
-            + ("; one lacks only its replay, and --resume-without-replay goes on from it" if only_replay else "")
+            + (
+                ""
+                if weights_at is None
+                else f"; the one at {weights_at:,} steps lacks only its replay: --resume-without-replay goes on from it"
+            )
         )
 
     def replay_save(self, found: Checkpoint) -> Path:

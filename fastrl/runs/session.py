@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fastrl.engine.files import make_private_directory
-from fastrl.engine.recorded_envs import Game, RecordedEnvs
+from fastrl.engine.recorded_envs import Game
+from fastrl.engine.replay import Replay
 from fastrl.runs import checkpoint
 from fastrl.runs.background_evaluation import BackgroundEvaluation
 from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
@@ -34,13 +35,28 @@ _BITS_DEPEND_ON = ("torch", "numpy", "ale_py")
 _ALL_SAVES = 1_000_000
 
 
+class Recorded(Protocol):
+    """What a session wants to know of the envs."""
+
+    @property
+    def frames_per_step(self) -> int:
+        """Emulator frames of a step."""
+
+    @property
+    def replay(self) -> Replay | None:
+        """Saved with the run, if there is one."""
+
+    def save_state(self) -> list[bytes] | None:
+        """The envs as they are; None: they cannot be saved, or the trainer's own state has them."""
+
+
 @dataclass
 class Resumed:
     """A run that is to go on, and the checkpoint it goes on from."""
 
     run: RunDir
     checkpoint: Checkpoint
-    replay_save: Path | None  # None: the replay is filled again by acting
+    replay_save: Path | None  # None: there is none, or it is filled again by acting
     changed_bits: bool = False  # other settings of the machine or versions were accepted
 
     @property
@@ -51,9 +67,9 @@ class Resumed:
 
     @property
     def env_states(self) -> list[bytes] | None:
-        """The envs as they were, if they could be saved and the replay that belongs to them is there."""
+        """The envs as they were, if they could be saved and the replay that belongs to them, if any, is there."""
         count = self.checkpoint.state["env_states"]
-        if count is None or self.replay_save is None:
+        if count is None or (self.checkpoint.state["has_replay"] and self.replay_save is None):
             return None
         return [bytes(self.checkpoint.tensors[f"env.{i}"].numpy().tobytes()) for i in range(count)]
 
@@ -74,7 +90,7 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
     )
     if found is None:
         raise NotARun(f"resume: {path} has no checkpoint yet; start it again under another name")
-    for part in ("session", "trainer", "config", "env_states", "replay"):
+    for part in ("session", "trainer", "config", "env_states", "replay", "has_replay"):
         if part not in found.state:
             raise NotARun(f"resume: the checkpoint {found.path} has no {part}, so it is none of a run")
     changes = changed_settings(found.state["config"], run.config)
@@ -90,11 +106,13 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
             f"resume: {path} was trained under other versions ({', '.join(changed)}), so going on would not be "
             f"bit-exact; install those, or give --accept-changed-bits"
         )
-    if found.state["replay"] is None and not without_replay:
+    saved_replay = found.state["replay"] is not None
+    if found.state["has_replay"] and not saved_replay and not without_replay:
         raise NotARun(
             f"resume: the checkpoint of {path} has no replay; --resume-without-replay fills a new one by acting first"
         )
-    return Resumed(run, found, None if without_replay else store.replay_save(found), accept_changed_bits)
+    replay_save = store.replay_save(found) if saved_replay and not without_replay else None
+    return Resumed(run, found, replay_save, accept_changed_bits)
 
 
 class Session:
@@ -115,7 +133,7 @@ class Session:
         self,
         algorithm: str,
         config: Any,
-        envs: RecordedEnvs,
+        envs: Recorded,
         *,
         resumed: Resumed | None = None,
         policy: dict[str, Any],
@@ -147,6 +165,8 @@ class Session:
         self._saved_s = time.perf_counter()
         self._saved_counts: tuple[int, int] | None = None  # steps and updates of this life's newest checkpoint
         self._resumed = resumed
+        self._newest_steps = resumed.checkpoint.steps if resumed else -1  # of this run's history
+        self._tidy_first = resumed is not None
         self._replay_directory = self.store.replay_directory(resumed.replay_save if resumed else None)
 
     def _go_on_with(self, resumed: Resumed, algorithm: str, settings: dict[str, Any], facts: Mapping[str, Any]) -> None:
@@ -277,7 +297,7 @@ class Session:
             "return_smoothed": self.games.smoothed,
             "length_mean_100": self.games.mean_length_steps,
             **values,
-            "replay_fill": len(self.envs.replay) / self.envs.replay.capacity,
+            "replay_fill": None if self.envs.replay is None else len(self.envs.replay) / self.envs.replay.capacity,
             "memory_mb": resident_mb(),
             "frames_per_s": (self.steps - self._logged_steps) * self.envs.frames_per_step / span,
             "steps_per_s": (self.steps - self._logged_steps) / span,
@@ -319,14 +339,17 @@ class Session:
         for i, saved in enumerate(env_states or []):
             everything[f"env.{i}"] = torch.frombuffer(bytearray(saved), dtype=torch.uint8)
         try:
-            if self._resumed and self._saved_counts is None:
+            if self._tidy_first:
                 # A replay is saved by adding to its newest save: that is to be this life's, and none of the steps which
                 # the run had made before it was killed, or before its newest checkpoint was damaged.
-                self.store.forget_after(self._resumed.checkpoint.steps)
+                self.store.forget_after(self._newest_steps)
                 self.store.tidy()
+                self._tidy_first = False
             replay = None
-            if self.config.checkpoint_replay:
-                replay = f"{self._replay_directory.name}/{self._save_replay()}"
+            if self.config.checkpoint_replay and self.envs.replay is not None:
+                make_private_directory(self._replay_directory)
+                saved_replay = self.envs.replay.save(self._replay_directory, _ALL_SAVES)
+                replay = f"{self._replay_directory.name}/{saved_replay.name}"
             whole = {
                 "session": {
                     "steps": self.steps,
@@ -339,6 +362,7 @@ class Session:
                 "trainer": dict(state),
                 "env_states": None if env_states is None else len(env_states),
                 "replay": replay,
+                "has_replay": self.envs.replay is not None,
             }
             self.store.save(self.steps, everything, whole)
         except OSError as error:
@@ -346,16 +370,14 @@ class Session:
                 f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, the last whole checkpoint is "
                 f"at {next(iter(self.store.steps_saved()), None)} steps"
             )
+            if not self._tidy_first and self.steps in self.store.steps_saved():
+                self._newest_steps = self.steps  # whole, only what it replaces could not be deleted
+            self._tidy_first = True
             with contextlib.suppress(OSError):
                 self.store.tidy()  # what was written of this one takes space that the next one needs
             return False
-        self._saved_counts = (self.steps, self.updates)
+        self._saved_counts, self._newest_steps = (self.steps, self.updates), self.steps
         return True
-
-    def _save_replay(self) -> str:
-        """Save what is new of the replay; returns the name of its manifest."""
-        make_private_directory(self._replay_directory)
-        return self.envs.replay.save(self._replay_directory, _ALL_SAVES).name
 
     def digest(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:
         """A hash of all that decides how the run goes on. Two runs that agree in it are the same run."""
@@ -368,7 +390,7 @@ class Session:
                 "games": self.games.state(),
                 "trainer": dict(state),
                 "envs": env_states,
-                "replay": self.envs.replay.digest(),
+                "replay": None if self.envs.replay is None else self.envs.replay.digest(),
             },
         )
 
