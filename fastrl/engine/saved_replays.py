@@ -16,6 +16,7 @@ from fastrl.engine.files import MOST_JSON_BYTES, DamagedFile, forget_leftovers
 from fastrl.engine.replay_store import DamagedReplay, manifests, read_manifest
 
 _SLOT_FILE = re.compile(r"slots-\d{8}-\d{4,}\.bin")
+_PRIORITIES = {"n_step", "largest", "first", "entered", "ends", "weights"}
 _BLOCK_BYTES = 1 << 20
 
 
@@ -73,6 +74,11 @@ def _check_priorities(priorities: dict[str, Any] | None, shape: dict[str, int]) 
     if priorities is None:
         return
     lanes, slots = _whole_numbers([shape["lanes"], shape["slots"]], 2)
+    if set(priorities) != _PRIORITIES:
+        raise ValueError(f"its priorities are not {', '.join(sorted(_PRIORITIES))}")
+    _whole_numbers([priorities["n_step"], priorities["largest"]], 2)
+    for name in ("first", "entered", "ends"):
+        _whole_numbers(priorities[name], lanes)
     most = 8 * lanes * slots  # a whole number of 8 bytes for each step
     unpacked = zlib.decompressobj()
     rest, size = base64.b64decode(priorities["weights"]), 0
@@ -82,6 +88,8 @@ def _check_priorities(priorities: dict[str, Any] | None, shape: dict[str, int]) 
             rest = unpacked.unconsumed_tail
             if size > most:
                 raise ValueError("its priorities are more than the replay holds")
+        if not unpacked.eof or size % 8:
+            raise ValueError("its priorities are cut")
     except zlib.error as error:
         raise ValueError(f"its priorities cannot be unpacked ({error})") from None
 

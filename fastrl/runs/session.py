@@ -90,9 +90,7 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
     )
     if found is None:
         raise NotARun(f"resume: {path} has no checkpoint yet; start it again under another name")
-    for part in ("session", "trainer", "config", "env_states", "replay", "has_replay"):
-        if part not in found.state:
-            raise NotARun(f"resume: the checkpoint {found.path} has no {part}, so it is none of a run")
+    _require_parts(found)
     changes = changed_settings(found.state["config"], run.config)
     if changes:
         raise NotARun(
@@ -113,6 +111,27 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
         )
     replay_save = store.replay_save(found) if saved_replay and not without_replay else None
     return Resumed(run, found, replay_save, accept_changed_bits)
+
+
+def _require_parts(found: Checkpoint) -> None:
+    """Raise unless a checkpoint has what :meth:`Session.checkpoint` puts into each: a whole one may be foreign."""
+    state = found.state
+    session, count = state.get("session"), state.get("env_states")
+    whole = (
+        {"env_states", "replay"} <= state.keys()
+        and isinstance(session, dict)
+        and all(type(session.get(name)) is int and session[name] >= 0 for name in ("steps", "updates"))
+        and session["steps"] == found.steps
+        and type(session.get("wall_s")) is float
+        and isinstance(session.get("games"), dict)
+        and all(isinstance(state.get(part), dict) for part in ("trainer", "config", "policy"))
+        and isinstance(state.get("has_replay"), bool)
+        and isinstance(state.get("replay"), (str, type(None)))
+        and (count is None or (type(count) is int and 0 <= count <= len(found.tensors)))
+        and all(f"env.{i}" in found.tensors for i in range(count or 0))
+    )
+    if not whole:
+        raise NotARun(f"resume: {found.path} is whole, but has not what the checkpoint of a run has")
 
 
 class Session:
