@@ -164,6 +164,15 @@ def save_and_die(runs: str, at: int) -> None:
         print(len(faults.calls))
 
 
+def go_on(runs: str) -> None:
+    """Go on with the run, or say why not."""
+    try:
+        found = resume(Path(runs) / "run", without_replay=False, accept_changed_bits=False)
+        print(f"gone on at {found.checkpoint.steps}")
+    except ValueError as error:
+        print(error)
+
+
 def save_until_the_limit(runs: str) -> None:
     """A limit on the size of files: the save fails, the one before stays, the next one works."""
     with a_run(Path(runs)) as run:
