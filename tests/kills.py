@@ -1,9 +1,10 @@
 """Kill and stop real trainings at random moments: `python tests/kills.py --times 20`.
 
 Each training of DQN on Pong is killed once with SIGKILL at a random moment after its first checkpoint, and resumed to
-its end: weights, optimiser, generators, replay, games and emulators must be those of an undisturbed run, to the bit, and
-metrics.csv too in every column that tells of the run. Then as many trainings are sent SIGINT or SIGTERM: each must end
-within five seconds, with its exit code, a whole checkpoint and no process left. pytest runs a sample (test_resume.py).
+its end: weights, optimiser, generators, replay, games and emulators must be those of an undisturbed run, to the bit,
+and metrics.csv too in every column that tells of the run. Then as many trainings are sent SIGINT or SIGTERM: each must
+end within five seconds, with its exit code, a whole checkpoint and no process left. pytest runs a sample
+(test_resume.py).
 """
 
 from __future__ import annotations

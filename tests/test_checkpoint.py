@@ -287,8 +287,11 @@ def test_a_replay_begun_anew_takes_nothing_of_the_one_before(tmp_path: Path) -> 
             run.take_turn()
     found = resume(tmp_path / "run", without_replay=True, accept_changed_bits=False)
     with a_run(tmp_path, found) as again:
-        for _ in range(5):
-            again.take_turn()
+        for turn in range(100, 106):  # beyond the steps that are saved of the one before
+            again.envs.play(turn)
+        again.take_turn()
+        require_whole(tmp_path)
+        again.take_turn()
     require_whole(tmp_path)
     require_tidy(tmp_path)
 
@@ -344,7 +347,8 @@ def recorded(tmp_path: Path) -> tuple[list[tuple[str, str]], list[tuple[Any, ...
     os.open = watched
     try:
         with a_run(tmp_path) as run:
-            run.take_turn()
+            for _ in range(3):  # so that the fourth has something to delete
+                run.take_turn()
             faults = Faults(0, "")
             with faults.active():
                 run.take_turn()
@@ -367,10 +371,8 @@ def test_files_are_synced_before_they_are_named_and_the_json_comes_last(tmp_path
         assert not calls[place + 1][1].endswith(".part")
     order = [what.split(".")[1].split("-")[0] + "." + what.split(".")[2] for _, what in named]
     assert order == ["slots.bin", "replay.json", "ckpt.safetensors", "ckpt.json", "best.safetensors", "best.json"]
-    first_deleted = min(p for p, (name, _) in enumerate(calls) if name == "unlink") if any(
-        name == "unlink" for name, _ in calls
-    ) else len(calls)  # fmt: skip
-    assert first_deleted > next(p for p, what in named if "ckpt" in what and ".json" in what)
+    first_deleted = min(place for place, (name, _) in enumerate(calls) if name == "unlink")
+    assert first_deleted > next(place for place, what in named if "ckpt" in what and ".json" in what)
     written = [
         (path, flags, mode) for path, flags, *mode in opened if flags & os.O_WRONLY and "checkpoints" in str(path)
     ]
@@ -409,6 +411,28 @@ def test_links_and_pipes_are_refused(tmp_path: Path) -> None:
         path.unlink()
         elsewhere.rename(path)
     assert store.load(note=pytest.fail) is not None
+
+
+def test_a_checkpoint_reaches_no_other_directory(tmp_path: Path) -> None:
+    with a_run(tmp_path) as run:
+        run.take_turn()
+    described = run.session.store.path_of(STEPS_A_TURN)
+    content = files.read_json(described)
+    shutil.copytree(described.parent / "replay", tmp_path / "replay")
+    tensors = tmp_path / content["tensors"]["file"]
+    shutil.copy(described.parent / content["tensors"]["file"], tensors)
+    for change, message in (
+        ({"state": {**content["state"], "replay": "../../replay/replay-00000000.json"}}, "is no manifest's name"),
+        ({"state": {**content["state"], "replay": str(tmp_path / "replay/replay-00000000.json")}}, "no manifest's"),
+        ({"tensors": {**content["tensors"], "file": f"../../{tensors.name}"}}, "as its tensors"),
+    ):
+        files.write_json(described, {**content, **change})
+        notes: list[str] = []
+        with pytest.raises(DamagedFile):
+            run.session.store.load(notes.append, with_replay=True)
+        assert message in notes[0]
+    files.write_json(described, content)
+    require_whole(tmp_path)
 
 
 def test_leftovers_of_a_process_with_the_same_number_are_in_nobodys_way(
