@@ -85,11 +85,13 @@ def test_a_run_goes_on_bit_by_bit_from_any_checkpoint(whole: Whole) -> None:
     print(f"C5: resumed at {chosen} of {STEPS} steps: {len(chosen)}/{len(chosen)} identical")
 
 
+@pytest.mark.parametrize("whole", [False], ids=["uniform"], indirect=True)
 def test_neither_threads_nor_checkpoints_change_a_bit(whole: Whole, tmp_path: Path) -> None:
     changes = {"runs": tmp_path, "threads": 2, "checkpoint_every_steps": None, "log_every_steps": 40}
     assert trained(dqn.Config(**{**whole.config.__dict__, **changes})) == whole.digest
 
 
+@pytest.mark.parametrize("whole", [False], ids=["uniform"], indirect=True)
 def test_a_finished_run_that_is_given_more_steps_is_the_longer_run(whole: Whole, tmp_path: Path) -> None:
     config = dqn.Config(**{**whole.config.__dict__, "runs": tmp_path, "steps": 160, "checkpoint_every_steps": None})
     trained(config)
@@ -99,6 +101,7 @@ def test_a_finished_run_that_is_given_more_steps_is_the_longer_run(whole: Whole,
     assert RunDir.open(tmp_path / "whole").config["steps"] == STEPS
 
 
+@pytest.mark.parametrize("whole", [False], ids=["uniform"], indirect=True)
 @pytest.mark.parametrize("what", ["exploration", "optimiser", "replay draws", "games"])
 def test_what_is_not_restored_is_noticed(whole: Whole, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted mistakes."""
