@@ -7,6 +7,7 @@ ends. `python tests/nursery.py` serves orders on its standard input, a line of J
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -77,6 +78,7 @@ class Nursery:
 
 def _child(call: str, arguments: list[Any], output: str) -> None:
     os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no training outlives tests that are killed
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number in (1, 2):

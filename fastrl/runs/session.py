@@ -240,6 +240,8 @@ class Session:
         title = f"{self.run.algorithm} {config.env} seed {config.seed}: {self.run.path}"
         self.console = Console(title, config.steps)
         self._stack.callback(self.console.close)
+        # Before anything that is to be closed in order: a signal while it opens or closes ends nothing halfway.
+        self._signals = enter(StopSignals(self.note))
         at = self.steps if self._resumed else None
         self.metrics = MetricsLog(
             self.run.metrics_file,
@@ -253,7 +255,6 @@ class Session:
         )
         self._stack.callback(self.evaluation.close)
         self.evaluation.resume(at)
-        self._signals = enter(StopSignals(self.note))
         self._began_s = self._logged_s = self._saved_s = time.perf_counter()
         self._logged_steps, self._logged_updates = self.steps, self.updates
         self.clock.take()
