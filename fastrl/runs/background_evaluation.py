@@ -61,10 +61,14 @@ class BackgroundEvaluation:
         for at in self._snapshots.steps_saved():
             if at > steps:
                 self._forget(self._snapshots.directory / f"ckpt-{at:012d}.json")
-        best = self._store.load_best()
+        try:
+            best = self._store.load_best()
+        except ValueError as error:
+            self._note(f"the best weights so far are lost ({error}); the next best ones take their place")
+            best = None
         if best is not None and best.steps > steps:
             self._note("the best weights so far were of later steps than this checkpoint; they are found again")
-            best.path.unlink()
+            checkpoint.forget(best.path)
         self.poll()
 
     def submit(
@@ -98,13 +102,19 @@ class BackgroundEvaluation:
         ]
         if waiting:
             self._working_on = waiting[0]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fastrl.runs.background_evaluation", str(waiting[0]), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is the trainer's affair
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "fastrl.runs.background_evaluation", str(waiting[0]), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is the trainer's affair
+                )
+            except OSError as error:
+                self._note(
+                    f"evaluation {waiting[0].stem} cannot be started ({error}); it is done when the run is resumed"
+                )
+                self._failed.add(waiting[0])
 
     def wait(self) -> None:
         """Until all that was submitted is evaluated."""
@@ -148,16 +158,19 @@ class BackgroundEvaluation:
             f"({row['min']:.0f} to {row['max']:.0f}){hns}; best {best['mean']:.2f} at {int(best['steps']):,}"
         )
         if best is row:
-            snapshot = checkpoint.read(path)
-            self._store.save_best(
-                snapshot.steps, snapshot.tensors, {"evaluation": row, "policy": snapshot.state["policy"]}
-            )
+            try:
+                snapshot = checkpoint.read(path)
+                self._store.save_best(
+                    snapshot.steps, snapshot.tensors, {"evaluation": row, "policy": snapshot.state["policy"]}
+                )
+            except (OSError, DamagedFile) as error:
+                self._note(f"these best weights cannot be kept ({error}); training goes on")
         self._forget(path)
 
     @staticmethod
     def _forget(path: Path) -> None:
-        for suffix in (".json", ".safetensors", ".result"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+        checkpoint.forget(path)
+        path.with_suffix(".result").unlink(missing_ok=True)
 
     def _write_rows(self) -> None:
         text = [",".join(COLUMNS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +82,18 @@ def refuse_changes(stored: Any, asked: Any) -> None:
                 f"resume: {field.name} was {before!r} and cannot become {now!r}, since the run would be another one; "
                 f"start a new run for that (may change: {', '.join(sorted(_MAY_CHANGE))})"
             )
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of a configuration, as JSON, has changed that a resumed run cannot change, a text each.
+
+    A setting that only one of them has is of another version, and no change.
+    """
+    return [
+        f"{name} was {before[name]!r} and is {now[name]!r}"
+        for name in before
+        if name in now and before[name] != now[name] and name not in _MAY_CHANGE
+    ]
 
 
 def resolved(options: Any) -> Any:
