@@ -36,7 +36,7 @@ from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
@@ -235,7 +235,8 @@ class Learner:
         self.config = config
         self.device = torch.device(config.device)
         entropy = [seeds.whole(config.seed, "network")]
-        self.online, self.target = (build(network, entropy).to(self.device) for _ in range(2))
+        factory = named_factory(config.network)
+        self.online, self.target = (build(network, entropy, factory).to(self.device) for _ in range(2))
         self.target.requires_grad_(False)
         parameters = list(self.online.parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.online.named_parameters()}
@@ -519,7 +520,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
                 games = envs.receive()
             session.stepped(envs.num_envs, games)
             if session.crossed(config.log_every_steps, envs.num_envs):
-                if learner.updates:
+                if learner.batch:
                     traps.inspect(lambda: learner.online(learner.batch["obs"]))
                 session.log(
                     {**learner.statistics(), "epsilon": epsilon, "learning_rate": config.learning_rate},

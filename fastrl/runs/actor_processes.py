@@ -185,12 +185,12 @@ def work(order: dict[str, Any], board: Board, line: Line) -> None:
         for _ in line.received(1.0):
             info = pool.step(actions)[-1]
             board.steps[index] += count
-            ended = np.flatnonzero(info["_game_return"]) if "game_return" in info else []
+            ended: list[int] = np.flatnonzero(info["_game_return"]).tolist() if "game_return" in info else []
             line.send(
                 {
                     "games": [
                         {
-                            "env": first + int(env),
+                            "env": first + env,
                             "game_return": float(info["game_return"][env]),
                             "frames": int(info["game_frames"][env]),
                             "steps": int(info["game_steps"][env]),

@@ -25,7 +25,7 @@ from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
 from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
@@ -103,7 +103,7 @@ class AsyncWorker(ABC):
     ) -> None:
         self.config, self.envs, self.shared, self.stream = config, envs, shared, stream
         self.description = network
-        self.local = FlatNetwork(build(network))
+        self.local = FlatNetwork(build(network, factory=named_factory(config.network)))
         self.optimiser = SharedRMSProp(shared, index, config.rmsprop_decay, config.rmsprop_epsilon)
         self.generator = seeds.generator(config.seed, f"actions {stream}")
         self.obs: npt.NDArray[Any] = np.empty(0)
@@ -257,7 +257,8 @@ class _Run:
             "num_actions": envs.num_actions,
             "dueling": getattr(config, "dueling", False),
         }
-        self.model = FlatNetwork(build(self.network, [seeds.whole(config.seed, "network")]))
+        factory = named_factory(config.network)
+        self.model = FlatNetwork(build(self.network, [seeds.whole(config.seed, "network")], factory))
         self.shared = SharedParameters(self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies)
         for vector in (self.shared.values, *self.shared.further):
             vector.copy_(self.model.values)

@@ -43,8 +43,10 @@ class BackgroundEvaluation:
         epsilon: float,
         seed: int,
         console: Console,
+        network: str = "",
     ) -> None:
         self.run, self._store, self._console, self._note = run, store, console, console.note
+        self._network = network  # as the user named it: only a network of the user's own is imported by name
         self._order = {"episodes": episodes, "epsilon": epsilon, "seed": seed}
         self._snapshots = CheckpointStore(run.path / "evaluations", keep=1_000_000)
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,7 +106,7 @@ class BackgroundEvaluation:
             self._working_on = waiting[0]
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "fastrl.runs.background_evaluation", str(waiting[0]), str(os.getpid())],
+                    [sys.executable, "-m", __name__, str(waiting[0]), str(os.getpid()), self._network],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -201,8 +203,9 @@ def _die_with(parent: int) -> None:
         sys.exit("the trainer is gone")
 
 
-def _work(path: Path) -> None:
+def _work(path: Path, network: str) -> None:
     """Evaluate one snapshot and write the result beside it."""
+    from fastrl.learn.networks import named_factory
     from fastrl.learn.policies import Policy
     from fastrl.runs.evaluation import epsilon_greedy, evaluate, normalised
 
@@ -211,7 +214,7 @@ def _work(path: Path) -> None:
     os.nice(10)  # learning comes first
     snapshot = checkpoint.read(path)
     state = snapshot.state
-    policy = Policy(state["policy"], snapshot.tensors)
+    policy = Policy(state["policy"], snapshot.tensors, factory=named_factory(network))
     seed = seeds.whole(state["seed"], f"evaluation at {snapshot.steps}")
     env = state["policy"]["env"]
     played = evaluate(
@@ -235,4 +238,4 @@ def _work(path: Path) -> None:
 
 if __name__ == "__main__":
     _die_with(int(sys.argv[2]))
-    _work(Path(sys.argv[1]))
+    _work(Path(sys.argv[1]), sys.argv[3])

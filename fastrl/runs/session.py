@@ -251,7 +251,13 @@ class Session:
         )
         self._stack.callback(self.metrics.close)
         self.evaluation = BackgroundEvaluation(
-            self.run, self.store, config.evaluation_episodes, config.evaluation_epsilon, config.seed, self.console
+            self.run,
+            self.store,
+            config.evaluation_episodes,
+            config.evaluation_epsilon,
+            config.seed,
+            self.console,
+            getattr(config, "network", ""),
         )
         self._stack.callback(self.evaluation.close)
         self.evaluation.resume(at)
