@@ -139,7 +139,8 @@ def test_r6_too_little_memory_is_an_exception(tmp_path: Path) -> None:
         directory.mkdir()
         lines = "\n".join(line[8:] for line in code.splitlines())
         script = PREAMBLE + lines + "\nprint(refusals)"
-        result = subprocess.run([sys.executable, "-c", script, str(directory)], capture_output=True, text=True)
+        command = [sys.executable, "-c", script, str(directory)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd="/")
         assert result.returncode == 0, f"{name}: status {result.returncode}\n{result.stderr}"
         refusals += int(result.stdout)
     print(f"R6: {len(SCENARIOS)} scenarios: {refusals} exceptions, 0 signals")

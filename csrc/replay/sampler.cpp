@@ -96,7 +96,7 @@ void Sampler::sample_uniform(const Task& task) {
     if (at + 1 < task.out.count) {
       RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
       const Drawn expected = draw(next);
-      task.reader.expect(expected.lane, expected.step);
+      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
     }
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
     for (int tries = 1;; ++tries) {
@@ -170,7 +170,7 @@ void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
     if (at + 1 < task.out.count) {
       RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
       const Drawn expected = draw(next);
-      task.reader.expect(expected.lane, expected.step);
+      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
     }
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
     for (int lost = 0;;) {

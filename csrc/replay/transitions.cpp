@@ -63,11 +63,12 @@ void TransitionReader::place_stack(std::uint64_t lane, std::uint64_t newest, std
   for (std::uint64_t step = newest - back; step <= newest; ++step) *out++ = place(lane, step);
 }
 
-void TransitionReader::expect(std::uint64_t lane, std::uint64_t step) const noexcept {
+void TransitionReader::expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept {
   constexpr std::uint64_t kPageWords = 512;
   const LaneView<const std::uint64_t> view = ring_.lane(lane);
   __builtin_prefetch(view.meta(step));
   __builtin_prefetch(view.meta(step + 1) + view.meta_words - 1);
+  if (out.observations == nullptr) return;
   // A line of every page that both stacks lie in, for its address; within a page the processor sees where it goes.
   const std::uint64_t first = (step + view.slots - (shape_.stack - 1)) % view.slots;
   const std::uint64_t run = std::min(shape_.stack + 1, view.slots - first) * view.payload_words;

@@ -69,8 +69,8 @@ class TransitionReader {
   // Copies transition `step` if it is eligible in `window`, which must contain it. Unless taken, `out` holds anything.
   Verdict take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out) const noexcept;
 
-  // Has the processor fetch what `take` will touch first, so that it need not wait for memory then.
-  void expect(std::uint64_t lane, std::uint64_t step) const noexcept;
+  // Has the processor fetch what `take` into such an `out` will touch first, so that it need not wait for memory then.
+  void expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept;
 
   // The verdict without copying.
   Verdict judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;

@@ -252,6 +252,7 @@ class _Stage:
     def __init__(self, torch: Any, rows: int, row_bytes: int, device: Any) -> None:
         pinned = device.type == "cuda"
         self.rows = rows
+        self._torch = torch
         self._device = device
         self._frames = torch.empty((rows, row_bytes), dtype=torch.uint8, pin_memory=pinned)
         self._rows = torch.empty(rows, dtype=torch.int64, pin_memory=pinned)
@@ -270,4 +271,4 @@ class _Stage:
         places = self._rows[:count].to(self._device, non_blocking=True)
         table.index_copy_(0, places, frames.view(word))
         if self._sent is not None:
-            self._sent.record()
+            self._sent.record(self._torch.cuda.current_stream(self._device))
