@@ -160,33 +160,32 @@ class Worker(AsyncWorker):
         """Snapshot, play, apply."""
         config = self.config
         self.optimiser.snapshot(self.local.values)
+        seen: list[npt.NDArray[Any]] = []
         shown: list[tuple[Tensor, Tensor]] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
-        while not self._complete(played):
-            logits, values = self._forward(self.obs)
-            actions = sample(logits, self.generator)
-            played.append(self.envs.step(actions))
-            shown.append((logits, values))
-            chosen.append(actions)
+        while not self.complete(played, config.t_max):
+            with torch.set_grad_enabled(self.keeps_graph):
+                shown.append(self._forward(self.obs))
+            seen.append(self.obs)
+            chosen.append(sample(shown[-1][0], self.generator))
+            played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
             self.obs = played[-1].obs
         target = self._targets(played)
-        logits = torch.stack([logits for logits, _ in shown])
-        values = torch.stack([values for _, values in shown])
+        if self.keeps_graph:
+            logits, values = (torch.stack(steps) for steps in zip(*shown, strict=True))
+        else:
+            logits, values = self._forward(np.concatenate(seen))
+            logits, values = logits.view(*target.shape, -1), values.view(target.shape)
         policy_loss, value_loss, entropy = losses(logits, values, torch.from_numpy(np.stack(chosen)), target)
         per_step = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
         norm = self.apply(per_step.sum(0).mean(), steps_before)
-        means = (policy_loss.mean(), value_loss.mean(), entropy.mean(), norm, values.mean())
-        sums = [float(mean) for mean in means]
-        return len(played) * self.envs.num_envs, games, sums
-
-    def _complete(self, played: list[Played]) -> bool:
-        if self.config.t_max:
-            return bool(len(played) == self.config.t_max)
-        # Whole episodes: until the first game's ends. (With one game, Monte-Carlo returns.)
-        return bool(played) and bool(played[-1].terminated[0] | played[-1].truncated[0])
+        self.look(seen, chosen)
+        means = [part.detach().mean() for part in (policy_loss, value_loss, entropy, values)]
+        policy, value, spread, state_value = torch.stack(means).tolist()
+        return len(played) * self.envs.num_envs, games, [policy, value, spread, norm, state_value]
 
     def _targets(self, played: list[Played]) -> Tensor:
         with torch.no_grad():
@@ -211,5 +210,11 @@ RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
 train = RECIPE.train
 TRAINER = Trainer("a3c", Config, PRESETS, train, default_preset)
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)
