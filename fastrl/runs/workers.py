@@ -245,9 +245,7 @@ class WorkerGroup:
         while silent := [worker for worker in self._workers if worker.state is None]:
             if time.monotonic() > until:
                 for worker in silent:
-                    self._note(
-                        f"worker {worker.index} did not pause within {within_s:.0f} s: ended, its games are lost"
-                    )
+                    self._note(f"worker {worker.index} did not pause within {within_s:g} s: ended, its games are lost")
                     worker.process.kill()  # the next poll, if there is one, replaces it
                     worker.process.wait()
                     self._died(worker.index)
