@@ -25,6 +25,7 @@ Differences from the paper, each with its reason:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -288,9 +289,9 @@ train = RECIPE.train
 TRAINER = Trainer("async_q", Config, PRESETS, train, default_preset)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    command_line.main(TRAINER)
+    command_line.main(TRAINER, arguments)
 
 
 if __name__ == "__main__":
