@@ -139,6 +139,8 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
     try:
         config, flags = parse(trainer, arguments)
         if flags.verify_resume is not None:
+            if why := config.unrepeatable():
+                raise ValueError(f"verify-resume: there is nothing to prove: {why}")
             from fastrl.runs.verify import verify_resume
 
             sys.exit(verify_resume(trainer, config, flags.verify_resume))

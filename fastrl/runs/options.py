@@ -52,6 +52,10 @@ class RunOptions:
         require_number(self, "checkpoint_every_minutes", 0, 1e6)
         require_number(self, "evaluation_epsilon", 0, 1)
 
+    def unrepeatable(self) -> str | None:
+        """Why equal seeds do not give equal bits with these options; None: they do."""
+        return None
+
 
 # What neither shapes learning nor changes bits, so that a resumed run may have it otherwise.
 _MAY_CHANGE = {

@@ -5,17 +5,18 @@ CHANGELOG.md says then why. `python tests/golden/write.py`
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import test_dqn
+TESTS = ("test_dqn", "test_a3c", "test_async_q")
 
 if __name__ == "__main__":
-    found = {
-        name: test_dqn.movement(test_dqn.preset(name, **changes)).tolist()
-        for name, changes in test_dqn.GOLDEN_CONFIGS.items()
-    }
-    test_dqn.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    for test in map(importlib.import_module, sys.argv[1:] or TESTS):
+        found = {
+            name: test.movement(test.preset(name, **changes)).tolist() for name, changes in test.GOLDEN_CONFIGS.items()
+        }
+        test.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
