@@ -22,7 +22,7 @@ class RunOptions:
     runs: Path = Path("runs")  # where runs lie
     device: Literal["auto", "cpu", "cuda"] = "auto"  # that learns; auto: a GPU if there is one
     precision: Literal["fp32", "bf16"] = "fp32"  # of the networks' products; weights and optimiser stay fp32
-    deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU
+    deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU, without actor processes
     threads: int | None = None  # that emulate; default: the usable cores
     torch_threads: int | None = None  # that learn on a CPU; default: the usable cores. Changes bits
     log_every_steps: int = 5_000  # a row of metrics.csv
@@ -111,10 +111,11 @@ def resolved(options: Any) -> Any:
     if device == "cuda" and not cuda:
         raise ValueError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu or auto")
     cores = usable_cores()
+    can_repeat = device == "cpu" and not getattr(options, "actor_processes", 0)
     return dataclasses.replace(
         options,
         device=device,
-        deterministic=(device == "cpu") if options.deterministic is None else options.deterministic,
+        deterministic=can_repeat if options.deterministic is None else options.deterministic,
         torch_threads=cores if options.torch_threads is None else options.torch_threads,
     )
 
