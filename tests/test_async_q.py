@@ -16,7 +16,7 @@ from scripted_envs import ScriptedEnvs, played, random_games
 
 from fastrl import async_q
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.runs import command_line
 from fastrl.runs.session import Session
 
@@ -127,7 +127,8 @@ TABLE = {"kind": "q", "factory": "test_async_q:table", "torso": "own", "obs_shap
 
 
 def a_worker(config: async_q.Config, envs: Any, network: dict[str, Any] = TABLE) -> async_q.Worker:
-    first = FlatNetwork(build(network, [1])).values
+    config = dataclasses.replace(config, network=network.get("factory", config.network))
+    first = FlatNetwork(build(network, [1], named_factory(config.network))).values
     shared = SharedParameters(first.numel(), 1, copies=1)
     for vector in (shared.values, shared.further[0]):
         vector.copy_(first)
