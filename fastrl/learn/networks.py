@@ -119,7 +119,7 @@ class Actor(nn.Module):
         super().__init__()
         width = math.prod(description["obs_shape"])
         normed = bool(description.get("batch_norm", False))
-        layers: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width)] if normed else [])]
+        layers: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width, affine=False)] if normed else [])]
         for units in description["hidden_units"]:
             layers += _hidden(width, units, normed)
             width = units
@@ -142,7 +142,7 @@ class Critic(nn.Module):
         super().__init__()
         width, at = math.prod(description["obs_shape"]), int(description["action_layer"])
         normed = bool(description.get("batch_norm", False))
-        before: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width)] if normed else [])]
+        before: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width, affine=False)] if normed else [])]
         after: list[nn.Module] = []
         for place, units in enumerate(description["hidden_units"]):
             if place < at:
@@ -162,7 +162,8 @@ class Critic(nn.Module):
 def _hidden(inputs: int, units: int, normed: bool) -> list[nn.Module]:
     """A layer with weights and biases within 1/sqrt(inputs), as in the paper's supplement.
 
-    Normalisation takes away any bias before it: there is none, since rounding alone would move it.
+    Normalisation takes away any bias before it, a shift of normalised observations included: there is none, since
+    rounding alone would move it, and Adam would make steps of that.
     """
     linear = _uniform(nn.Linear(inputs, units, bias=not normed), 1 / math.sqrt(inputs))
     return [linear, *([nn.BatchNorm1d(units)] if normed else []), nn.ReLU(inplace=True)]
