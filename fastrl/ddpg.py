@@ -43,6 +43,7 @@ from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build
 from fastrl.learn.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from fastrl.learn.optimisers import FlatAdam
+from fastrl.learn.passes import pass_of
 from fastrl.runs import command_line, seeds
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
@@ -148,14 +149,14 @@ def targets(reward: Tensor, discount: Tensor, next_values: Tensor) -> Tensor:
     return reward + discount * next_values
 
 
-def critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    """How far Q(s, a) is from its targets: the mean square."""
-    return F.mse_loss(values, target)
+def critic_slope(values: Tensor, target: Tensor) -> Tensor:
+    """Of the mean of (Q(s, a) - y)^2, for each Q(s, a)."""
+    return (values - target).mul_(2 / len(values))
 
 
-def actor_loss(values: Tensor) -> Tensor:
-    """Of Q(s, m(s)), which the actor raises."""
-    return -values.mean()
+def actor_slope(values: Tensor) -> Tensor:
+    """Of minus the mean of Q(s, m(s)), which the actor lowers, for each Q(s, m(s))."""
+    return torch.full_like(values, -1 / len(values))
 
 
 @torch.no_grad()
@@ -198,12 +199,14 @@ class Learner:
                 for p in self.critic.network.parameters()
             ]
         ).to(self.device)
+        self.actor_pass, self.critic_pass = pass_of(self.actor), pass_of(self.critic)
+        self.target_actor_pass, self.target_critic_pass = pass_of(self.target_actor), pass_of(self.target_critic)
         self.networks = nn.ModuleDict({"actor": self.actor.network, "critic": self.critic.network})
         self.updates = 0
         self.batch: dict[str, Tensor] = {}
-        # Of the last update: both losses, and Q of each transition.
-        self.seen = torch.zeros(2 + config.batch, device=self.device)
-        self.loss = self.seen[0]  # the critic's
+        # Of the last update: the critic's loss; Q(s, a), y and Q(s, m(s)) of each transition.
+        self.loss = torch.zeros((), device=self.device)
+        self.seen = (torch.zeros(config.batch, device=self.device),) * 3
         self._looks: deque[Tensor] = deque(maxlen=_MOST_LOOKS)
         self._step = Captured(self._update_from_batch, self.device)
 
@@ -232,31 +235,30 @@ class Learner:
         self._step()
         self.updates += 1
         if self.updates % _LOOK_EVERY_UPDATES == 0:
-            self._looks.append(self.seen.clone())
+            self._looks.append(torch.cat(self.seen))
 
+    @torch.no_grad()
     def _update_from_batch(self) -> None:
         obs, action, next_obs = (self.batch[name] for name in ("obs", "action", "next_obs"))
         action = action.flatten(1)
-        actor, critic = self.actor.network, self.critic.network
 
-        with torch.no_grad():
-            next_values = self.target_critic.network(next_obs, self.target_actor.network(next_obs))
-            target = targets(self.batch["reward"], self.batch["discount"], next_values)
-        values = critic(obs, action)
-        loss = critic_loss(values, target)
-        slope_into(self.critic, loss)
+        next_values = self.target_critic_pass.forward(next_obs, self.target_actor_pass.forward(next_obs))
+        target = targets(self.batch["reward"], self.batch["discount"], next_values)
+        values = self.critic_pass.forward(obs, action)
+        self.critic_pass.backward(critic_slope(values, target))
         if self.config.critic_weight_decay:
             self.critic.gradient.addcmul_(self._decay, self.critic.values)
         self.optimisers["critic"].step()
 
-        loss_of_actor = torch.zeros_like(loss)
+        raised = torch.zeros_like(values)  # Q(s, m(s))
         if not self.config.critic_only:
-            loss_of_actor = actor_loss(critic(obs, actor(obs)))
-            slope_into(self.actor, loss_of_actor)
+            raised = self.critic_pass.forward(obs, self.actor_pass.forward(obs))
+            # dQ/da through the critic as it is, then da/dw through the actor.
+            self.actor_pass.backward(self.critic_pass.slope_of_action(actor_slope(raised)))
             self.optimisers["actor"].step()
 
         follow(self._targets, self._followed, self.config.tau)
-        torch.cat([loss.detach()[None], loss_of_actor.detach()[None], values.detach()], out=self.seen)
+        self.loss, self.seen = F.mse_loss(values, target), (values, target, raised)
 
     def _normalise_by_batch(self, on: bool) -> None:
         """By the batch while learning, whose means then follow; by the means of many batches while acting."""
@@ -270,9 +272,14 @@ class Learner:
 
     def statistics(self) -> dict[str, float | None]:
         """Of every tenth update since the last call."""
-        looks = torch.stack(list(self._looks)).double().cpu().numpy() if self._looks else np.zeros((0, 3))
+        looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
         self._looks.clear()
-        row = {**spread("critic_loss", looks[:, 0]), **spread("actor_loss", looks[:, 1]), **spread("q", looks[:, 2:])}
+        values, target, raised = looks.swapaxes(0, 1)
+        row = {
+            **spread("critic_loss", np.square(values - target).mean(1)),
+            **spread("actor_loss", -raised.mean(1)),
+            **spread("q", values),
+        }
         if self.updates:
             row |= {f"grad_norm/{layer}": size for layer, size in gradient_norms(self.networks).items()}
         return {**row, "param_norm": parameter_norm(self.networks)}
@@ -294,8 +301,10 @@ class Learner:
         }
         for name, optimiser in self.optimisers.items():
             found |= {f"optimiser.{name}.{key}": tensor for key, tensor in optimiser.tensors().items()}
-        looks = torch.stack(list(self._looks)) if self._looks else self.seen.new_zeros((0, len(self.seen)))
-        return {**found, "looks": looks}
+        return {**found, "looks": self._looked()}
+
+    def _looked(self) -> Tensor:
+        return torch.stack(list(self._looks)) if self._looks else self.loss.new_zeros((0, 3 * self.config.batch))
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
@@ -314,12 +323,6 @@ class Learner:
 def _numbers(flat: FlatNetwork) -> list[Tensor]:
     """Parameters, and the running means of normalisation."""
     return [flat.values, *(buffer for buffer in flat.network.buffers() if buffer.is_floating_point())]
-
-
-def slope_into(flat: FlatNetwork, loss: Tensor) -> None:
-    """The gradient of ``loss`` for this network's parameters alone: none is asked for another's."""
-    slopes = torch.autograd.grad(loss, list(flat.network.parameters()))
-    torch.cat([slope.reshape(-1) for slope in slopes], out=flat.gradient)
 
 
 def spread(name: str, values: npt.NDArray[np.float64]) -> dict[str, float | None]:

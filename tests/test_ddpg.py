@@ -250,27 +250,35 @@ def networks_follow_their_targets(_: ddpg.Learner, monkeypatch: pytest.MonkeyPat
 
 
 def actor_loss_of_the_wrong_sign(_: ddpg.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpg, "actor_loss", lambda values: values.mean())
+    right = ddpg.actor_slope
+    monkeypatch.setattr(ddpg, "actor_slope", lambda values: -right(values))
 
 
-def gradient_leaks_into_the_critic(learner: ddpg.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ddpg.slope_into
+def gradient_leaks_into_the_critic(learner: ddpg.Learner, _: pytest.MonkeyPatch) -> None:
+    critic: Any = learner.critic_pass
+    right = critic.slope_of_action
 
-    def leaking(flat: Any, loss: torch.Tensor) -> None:
-        if flat is learner.actor:
-            slopes = torch.autograd.grad(loss, list(learner.critic.network.parameters()), retain_graph=True)
-            learner.critic.gradient += torch.cat([slope.reshape(-1) for slope in slopes])
-        right(flat, loss)
+    def leaking(slope: torch.Tensor) -> torch.Tensor:
+        found, before = right(slope), learner.critic.gradient.clone()
+        critic.forward(learner.batch["obs"], learner.actor_pass.forward(learner.batch["obs"]))
+        critic.backward(slope)
+        learner.critic.gradient += before
+        return found
 
-    monkeypatch.setattr(ddpg, "slope_into", leaking)
+    critic.slope_of_action = leaking
+
+
+def values_are_drawn_away_from_targets(_: ddpg.Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ddpg.critic_slope
+    monkeypatch.setattr(ddpg, "critic_slope", lambda values, target: right(target, values))
 
 
 def targets_are_the_networks_themselves(learner: ddpg.Learner, _: pytest.MonkeyPatch) -> None:
-    learner.target_actor, learner.target_critic = learner.actor, learner.critic
+    learner.target_actor_pass, learner.target_critic_pass = learner.actor_pass, learner.critic_pass
 
 
 def bootstrap_from_the_taken_action(learner: ddpg.Learner, _: pytest.MonkeyPatch) -> None:
-    learner.target_actor.network.forward = lambda obs: learner.batch["action"]  # type: ignore[method-assign]
+    learner.target_actor_pass.forward = lambda obs: learner.batch["action"]  # type: ignore[method-assign]
 
 
 MISTAKES = [
@@ -280,6 +288,7 @@ MISTAKES = [
     networks_follow_their_targets,
     actor_loss_of_the_wrong_sign,
     gradient_leaks_into_the_critic,
+    values_are_drawn_away_from_targets,
     targets_are_the_networks_themselves,
     bootstrap_from_the_taken_action,
 ]
