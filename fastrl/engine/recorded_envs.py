@@ -206,8 +206,8 @@ class RecordedGymnasium:
         """Begin new episodes: there are no saved ones to go on with."""
         assert states is None
         obs, _ = self._envs.reset(seed=self._seed)
-        for env, writer in enumerate(self._writers):
-            writer.start(self._recordable(obs[env], "an observation", env))
+        for writer, first in zip(self._writers, self._recordable(obs, "an observation"), strict=True):
+            writer.start(first)
 
     def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """What each env's agent looks at, (num_envs, 1, *obs_shape)."""
@@ -224,32 +224,40 @@ class RecordedGymnasium:
         obs, reward, terminated, truncated, info = self._envs.step(self._to_env(actions))
         self._returns += reward
         self._steps += 1
+        seen, gained = self._recordable(obs, "an observation"), self._recordable(reward, "a reward")
         games = []
         for env, writer in enumerate(self._writers):
             over = bool(terminated[env] or truncated[env])
-            led_to = info["final_obs"][env] if over else obs[env]
+            led_to = self._recordable(info["final_obs"][env][None], "an observation", env)[0] if over else seen[env]
             writer.append(
                 actions[env],
-                float(self._recordable(reward[env], "a reward", env)),
-                self._recordable(led_to, "an observation", env),
+                float(gained[env]),
+                led_to,
                 terminated=bool(terminated[env]),
                 truncated=bool(truncated[env]),
             )
             if over:
-                writer.start(self._recordable(obs[env], "an observation", env))
+                writer.start(seen[env])
                 steps = int(self._steps[env])
                 games.append(Game(env, float(self._returns[env]), steps, steps))
                 self._returns[env] = self._steps[env] = 0
         return games
 
-    def _recordable(self, given: Any, what: str, env: int) -> npt.NDArray[np.float32]:
-        """As 32-bit floats; a number that is none would stay in the replay, and spoil the weights once it is drawn."""
+    def _recordable(self, given: npt.NDArray[Any], what: str, first_env: int = 0) -> npt.NDArray[np.float32]:
+        """As 32-bit floats; a number that is none would stay in the replay, and spoil the weights once it is drawn.
+
+        Args:
+            given: of each env from ``first_env`` on.
+            what: to be named.
+            first_env: which.
+        """
         with np.errstate(over="ignore"):
-            found = np.asarray(given, np.float32)
+            found: npt.NDArray[np.float32] = given.astype(np.float32)
         if not np.isfinite(found).all():
+            env = int(np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))[0])
             raise ValueError(
-                f"step: {self._env_id} gave env {env} {what} of {np.asarray(given).tolist()}; only finite numbers of "
-                f"32 bits can be learned from. Have the env end the episode instead, or wrap it"
+                f"step: {self._env_id} gave env {first_env + env} {what} of {given[env].tolist()}; only finite numbers "
+                f"of 32 bits can be learned from. Have the env end the episode instead, or wrap it"
             )
         return found
 
@@ -287,8 +295,8 @@ def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt
 
     def scale(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # Written so that -1 and 1 give the bounds themselves. Rounding may not lead outside.
-        upwards = (np.asarray(actions, np.float64) + 1) / 2
-        found = np.clip(low * (1 - upwards) + high * upwards, low, high)
+        upwards = np.add(actions, 1, dtype=np.float64) * 0.5
+        found: npt.NDArray[Any] = np.minimum(np.maximum(low * (1 - upwards) + high * upwards, low), high)
         return (np.rint(found) if whole else found).astype(kind)
 
     return scale
