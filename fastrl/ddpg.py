@@ -12,6 +12,10 @@ once for every step. Actions are m(s) plus noise, within bounds.
 Differences from the paper, each with its reason:
 - Actions are in [-1, 1] for the networks and the replay, and are scaled to the env's own bounds, so that every
   dimension weighs the same; noise is scaled with them.
+- Updates that are due are made while the envs take their step, from what was there before it: the first one comes a
+  round of steps after the warm-up.
+- Where the paper leaves it open: the actor's last layer is not normalised; the critic's L2 is on weights, not on biases
+  nor on what normalisation scales by; targets normalise by running means which follow as their weights do.
 - `fast` has the settings of later work (Fujimoto et al. 2018's own DDPG): larger batches, Gaussian noise, no
   normalisation, a random warm-up.
 - The paper's pixels are not here: vectors of numbers only.
@@ -19,6 +23,7 @@ Differences from the paper, each with its reason:
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +42,18 @@ from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build
 from fastrl.learn.noise import Gaussian, Noise, OrnsteinUhlenbeck
-from fastrl.learn.optimisers import load_state_tensors, state_tensors
+from fastrl.learn.optimisers import FlatAdam
+from fastrl.learn.passes import pass_of
 from fastrl.runs import command_line, seeds
 from fastrl.runs.command_line import Presets, Trainer
+from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session, resume, torch_threads
 from fastrl.runs.traps import Traps
+
+# Every so many updates are looked at for the log, and at most so many of these are kept until it is written.
+_LOOK_EVERY_UPDATES = 10
+_MOST_LOOKS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +73,11 @@ class Config(RunOptions):
     actor_hidden_units: tuple[int, ...] = (256, 256)
     critic_hidden_units: tuple[int, ...] = (256, 256)
     critic_action_layer: int = 0  # of the critic, at which the action enters; 0: the first
-    batch_norm: bool = False  # of inputs and layers (paper)
+    batch_norm: bool = False  # of observations and hidden layers, the critic's up to the action (paper: yes)
     final_uniform: float = 0.003  # bounds of the last layers' first weights (paper)
     actor_learning_rate: float = 0.001
     critic_learning_rate: float = 0.001
-    critic_weight_decay: float = 0.0  # L2
+    critic_weight_decay: float = 0.0  # L2 of the critic's weights, not of its biases (paper: 0.01)
     noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck
     noise_sigma: float = 0.1  # of half the range of actions
     noise_theta: float = 0.15  # of ou (paper)
@@ -89,6 +100,14 @@ class Config(RunOptions):
             ("evaluation_epsilon", 0),
         ):  # fmt: skip
             require_number(self, name, 0, most)
+        for name in ("actor_hidden_units", "critic_hidden_units"):
+            units = getattr(self, name)
+            if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in units):
+                raise ValueError(f"{name}: {units!r} are not whole numbers from 1 on, one for each layer")
+        if self.precision != "fp32":
+            raise ValueError(f"precision: {self.precision!r} gains nothing with networks this small; ddpg has fp32")
+        if self.batch_norm and self.batch < 2:
+            raise ValueError(f"batch: {self.batch} has no spread to normalise by; give at least 2, or no --batch-norm")
         if self.critic_action_layer >= len(self.critic_hidden_units):
             raise ValueError(
                 f"critic_action_layer: {self.critic_action_layer} is not one of the critic's "
@@ -97,7 +116,7 @@ class Config(RunOptions):
 
 
 PRESETS: Presets = {
-    # The settings of TD3's authors for their own DDPG, with the two layers of 256 that most use today.
+    # TD3's authors' own DDPG, with the two layers of 256 and the batch of 256 that they, and most, use today.
     "fast": {},
     # Every detail of Lillicrap et al. 2016, supplement 7.
     "paper": {
@@ -130,6 +149,22 @@ def targets(reward: Tensor, discount: Tensor, next_values: Tensor) -> Tensor:
     return reward + discount * next_values
 
 
+def critic_slope(values: Tensor, target: Tensor) -> Tensor:
+    """Of the mean of (Q(s, a) - y)^2, for each Q(s, a)."""
+    return (values - target).mul_(2 / len(values))
+
+
+def actor_slope(values: Tensor) -> Tensor:
+    """Of minus the mean of Q(s, m(s)), which the actor lowers, for each Q(s, m(s))."""
+    return torch.full_like(values, -1 / len(values))
+
+
+@torch.no_grad()
+def follow(targets: list[Tensor], networks: list[Tensor], tau: float) -> None:
+    """Let each tensor of ``targets`` go ``tau`` of the way to its own of ``networks``."""
+    torch._foreach_lerp_(targets, networks, tau)
+
+
 class Learner:
     """The networks and what moves them.
 
@@ -146,31 +181,38 @@ class Learner:
         def made(description: dict[str, Any], name: str) -> FlatNetwork:
             return FlatNetwork(build(description, [seeds.whole(config.seed, name)]).to(self.device))
 
+        # Each network is one vector of numbers, which one call moves. Targets begin as what they follow.
         self.actor, self.critic = made(actor, "actor"), made(critic, "critic")
         self.target_actor, self.target_critic = made(actor, "actor"), made(critic, "critic")
         for target in (self.target_actor, self.target_critic):
             target.network.requires_grad_(False).eval()
+        self._targets = _numbers(self.target_actor) + _numbers(self.target_critic)
+        self._followed = _numbers(self.actor) + _numbers(self.critic)
         self.optimisers = {
-            "actor": self._adam(self.actor, config.actor_learning_rate, 0.0),
-            "critic": self._adam(self.critic, config.critic_learning_rate, config.critic_weight_decay),
+            "actor": FlatAdam(self.actor.values, self.actor.gradient, config.actor_learning_rate),
+            "critic": FlatAdam(self.critic.values, self.critic.gradient, config.critic_learning_rate),
         }
+        # Of each of the critic's numbers: its share in the L2 penalty's slope.
+        self._decay = torch.cat(
+            [
+                torch.full((p.numel(),), config.critic_weight_decay * (p.ndim > 1))
+                for p in self.critic.network.parameters()
+            ]
+        ).to(self.device)
+        self.actor_pass, self.critic_pass = pass_of(self.actor), pass_of(self.critic)
+        self.target_actor_pass, self.target_critic_pass = pass_of(self.target_actor), pass_of(self.target_critic)
+        self.networks = nn.ModuleDict({"actor": self.actor.network, "critic": self.critic.network})
         self.updates = 0
         self.batch: dict[str, Tensor] = {}
-        # Since the last row: critic loss, actor loss, mean, mean square, least and most of Q, updates.
-        self.sums = torch.zeros(7, dtype=torch.float64, device=self.device)
-        self._reset_sums()
-        self.loss = torch.zeros((), device=self.device)  # of the last update's critic
+        # Of the last update: the critic's loss; Q(s, a), y and Q(s, m(s)) of each transition.
+        self.loss = torch.zeros((), device=self.device)
+        self.seen = (torch.zeros(config.batch, device=self.device),) * 3
+        self._looks: deque[Tensor] = deque(maxlen=_MOST_LOOKS)
         self._step = Captured(self._update_from_batch, self.device)
-
-    def _adam(self, flat: FlatNetwork, rate: float, decay: float) -> torch.optim.Adam:
-        # One vector instead of many tensors: the same numbers, a fraction of the calls.
-        vector = nn.Parameter(flat.values)
-        vector.grad = flat.gradient
-        return torch.optim.Adam([vector], rate, weight_decay=decay, fused=True, capturable=self.device.type == "cuda")
 
     def actions(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The actor's, without noise."""
-        self.actor.network.eval()
+        self._normalise_by_batch(False)
         with torch.no_grad():
             found: npt.NDArray[np.float32] = self.actor.network(torch.from_numpy(obs).to(self.device)).cpu().numpy()
         return found
@@ -189,78 +231,80 @@ class Learner:
                 self.batch[name].copy_(fresh, non_blocking=True)
             else:
                 self.batch[name] = fresh.to(self.device)
-        self.actor.network.train()
-        self.critic.network.train()
+        self._normalise_by_batch(True)
         self._step()
         self.updates += 1
+        if self.updates % _LOOK_EVERY_UPDATES == 0:
+            self._looks.append(torch.cat(self.seen))
 
+    @torch.no_grad()
     def _update_from_batch(self) -> None:
-        batch = self.batch
-        with torch.no_grad():
-            next_values = self.target_critic.network(batch["next_obs"], self.target_actor.network(batch["next_obs"]))
-            target = targets(batch["reward"], batch["discount"], next_values)
-        values = self.critic.network(batch["obs"], batch["action"])
-        critic_loss = F.mse_loss(values, target)
-        self.critic.gradient.zero_()
-        critic_loss.backward()  # type: ignore[no-untyped-call]
-        self.optimisers["critic"].step()
-        actor_loss = torch.zeros_like(critic_loss)
-        if not self.config.critic_only:
-            actor_loss = -self.critic.network(batch["obs"], self.actor.network(batch["obs"])).mean()
-            self.actor.gradient.zero_()
-            # Only the actor is moved by this: the critic's parameters need no gradient of it.
-            actor_loss.backward(inputs=list(self.actor.network.parameters()))
-            self.optimisers["actor"].step()
-        with torch.no_grad():
-            follow(self.target_actor, self.actor, self.config.tau)
-            follow(self.target_critic, self.critic, self.config.tau)
-            self.loss.copy_(critic_loss)
-            self.sums[:4] += torch.stack([critic_loss, actor_loss, values.mean(), values.square().mean()]).double()
-            self.sums[4] = torch.minimum(self.sums[4], values.min().double())
-            self.sums[5] = torch.maximum(self.sums[5], values.max().double())
-            self.sums[6] += 1
+        obs, action, next_obs = (self.batch[name] for name in ("obs", "action", "next_obs"))
+        action = action.flatten(1)
 
-    def _reset_sums(self) -> None:
-        self.sums.zero_()
-        self.sums[4], self.sums[5] = float("inf"), float("-inf")
+        next_values = self.target_critic_pass.forward(next_obs, self.target_actor_pass.forward(next_obs))
+        target = targets(self.batch["reward"], self.batch["discount"], next_values)
+        values = self.critic_pass.forward(obs, action)
+        self.critic_pass.backward(critic_slope(values, target))
+        if self.config.critic_weight_decay:
+            self.critic.gradient.addcmul_(self._decay, self.critic.values)
+        self.optimisers["critic"].step()
+
+        raised = torch.zeros_like(values)  # Q(s, m(s))
+        if not self.config.critic_only:
+            raised = self.critic_pass.forward(obs, self.actor_pass.forward(obs))
+            # dQ/da through the critic as it is, then da/dw through the actor.
+            self.actor_pass.backward(self.critic_pass.slope_of_action(actor_slope(raised)))
+            self.optimisers["actor"].step()
+
+        follow(self._targets, self._followed, self.config.tau)
+        self.loss, self.seen = F.mse_loss(values, target), (values, target, raised)
+
+    def _normalise_by_batch(self, on: bool) -> None:
+        """By the batch while learning, whose means then follow; by the means of many batches while acting."""
+        if self.config.batch_norm:
+            self.networks.train(on)
+
+    def look(self) -> None:
+        """Both networks on the last batch, for who watches their layers."""
+        obs = self.batch["obs"]
+        self.critic.network(obs, self.actor.network(obs))
 
     def statistics(self) -> dict[str, float | None]:
-        """Since the last call."""
-        critic_loss, actor_loss, mean, square, least, most, count = self.sums.tolist()
-        self._reset_sums()
-        if count == 0:
-            return dict.fromkeys(("critic_loss", "actor_loss", "q_mean", "q_std", "q_min", "q_max"))
-        return {
-            "critic_loss": critic_loss / count,
-            "actor_loss": actor_loss / count,
-            "q_mean": mean / count,
-            "q_std": max(0.0, square / count - (mean / count) ** 2) ** 0.5,
-            "q_min": least,
-            "q_max": most,
-            "grad_norm/actor": float(self.actor.gradient.norm()),
-            "grad_norm/critic": float(self.critic.gradient.norm()),
-            "param_norm": float(torch.cat([self.actor.values, self.critic.values]).norm()),
+        """Of every tenth update since the last call."""
+        looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
+        self._looks.clear()
+        values, target, raised = looks.swapaxes(0, 1)
+        row = {
+            **spread("critic_loss", np.square(values - target).mean(1)),
+            **spread("actor_loss", -raised.mean(1)),
+            **spread("q", values),
         }
+        if self.updates:
+            row |= {f"grad_norm/{layer}": size for layer, size in gradient_norms(self.networks).items()}
+        return {**row, "param_norm": parameter_norm(self.networks)}
 
-    def _parts(self) -> dict[str, FlatNetwork]:
+    def _parts(self) -> dict[str, nn.Module]:
         return {
-            "actor": self.actor,
-            "critic": self.critic,
-            "target_actor": self.target_actor,
-            "target_critic": self.target_critic,
+            "actor": self.actor.network,
+            "critic": self.critic.network,
+            "target_actor": self.target_actor.network,
+            "target_critic": self.target_critic.network,
         }
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it is."""
         found = {
             f"{part}.{name}": tensor
-            for part, flat in self._parts().items()
-            for name, tensor in flat.network.state_dict().items()
+            for part, network in self._parts().items()
+            for name, tensor in network.state_dict().items()
         }
         for name, optimiser in self.optimisers.items():
-            vector = optimiser.param_groups[0]["params"][0]
-            found |= {f"optimiser.{name}.{k}": v for k, v in state_tensors(optimiser, {vector: "all"}).items()}
-        return {**found, "sums": self.sums}
+            found |= {f"optimiser.{name}.{key}": tensor for key, tensor in optimiser.tensors().items()}
+        return {**found, "looks": self._looked()}
+
+    def _looked(self) -> Tensor:
+        return torch.stack(list(self._looks)) if self._looks else self.loss.new_zeros((0, 3 * self.config.batch))
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
@@ -268,24 +312,33 @@ class Learner:
         def under(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        for part, flat in self._parts().items():
-            flat.network.load_state_dict(under(f"{part}."))
+        for part, network in self._parts().items():
+            network.load_state_dict(under(f"{part}."))
         for name, optimiser in self.optimisers.items():
-            vector = optimiser.param_groups[0]["params"][0]
-            load_state_tensors(optimiser, {vector: "all"}, under(f"optimiser.{name}."))
-        self.sums.copy_(tensors["sums"])
+            optimiser.load(under(f"optimiser.{name}."))
+        self._looks.extend(tensors["looks"].to(self.device))
         self.updates = updates
 
 
-@torch.no_grad()
-def follow(target: FlatNetwork, network: FlatNetwork, tau: float) -> None:
-    """Let ``target`` go ``tau`` of the way to ``network``; the statistics of normalisation too."""
-    target.values.lerp_(network.values, tau)
-    for theirs, ours in zip(target.network.buffers(), network.network.buffers(), strict=True):
-        if theirs.is_floating_point():
-            theirs.lerp_(ours, tau)
-        else:
-            theirs.copy_(ours)
+def _numbers(flat: FlatNetwork) -> list[Tensor]:
+    """Parameters, and the running means of normalisation."""
+    return [flat.values, *(buffer for buffer in flat.network.buffers() if buffer.is_floating_point())]
+
+
+def spread(name: str, values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    """What is told of many numbers.
+
+    >>> spread("q", np.array([1.0, 3.0]))
+    {'q_mean': 2.0, 'q_std': 1.0, 'q_min': 1.0, 'q_max': 3.0}
+    """
+    if not values.size:
+        return dict.fromkeys((f"{name}_mean", f"{name}_std", f"{name}_min", f"{name}_max"))
+    return {
+        f"{name}_mean": float(values.mean()),
+        f"{name}_std": float(values.std()),
+        f"{name}_min": float(values.min()),
+        f"{name}_max": float(values.max()),
+    }
 
 
 # ---- training
@@ -295,16 +348,21 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
     """The envs, and the replay that they are recorded in."""
     if is_atari(config.env):
         raise ValueError(f"env: {config.env} is an Atari game, whose actions are buttons; fastrl dqn and a3c train it")
+    # Episodes that begin when a run goes on are not those that it began with.
+    life = "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}"
     envs = RecordedGymnasium(
         config.env,
         config.num_envs,
         config.replay_capacity,
-        seed=seeds.whole(config.seed, "envs"),
+        seed=seeds.whole(config.seed, life),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,
     )
     if not isinstance(envs.action_space, spaces.Box):
-        raise ValueError(f"env: {config.env} has actions {envs.action_space}; DDPG needs a Box of numbers")
+        envs.close()
+        raise ValueError(
+            f"env: {config.env} has actions {envs.action_space}; DDPG needs a Box of numbers, DQN has those"
+        )
     return envs
 
 
@@ -354,8 +412,8 @@ def describe_networks(config: Config, envs: RecordedGymnasium) -> tuple[dict[str
 
 
 def updates_due(config: Config, steps: int) -> int:
-    """How many updates belong to so many steps."""
-    return max(0, steps - config.warm_up_steps) // config.update_every_steps
+    """How many updates belong to so many steps. In the first round of steps there is nothing yet to learn from."""
+    return max(0, steps - max(config.warm_up_steps, config.num_envs)) // config.update_every_steps
 
 
 def act(
@@ -365,13 +423,32 @@ def act(
     noise: Noise,
     exploration: np.random.Generator,
     steps: int,
+    traps: Traps | None = None,
 ) -> npt.NDArray[np.float32]:
     """An action in [-1, 1] for each env."""
     shape = (config.num_envs, *envs.action_space.shape)
     if steps < config.warm_up_steps or config.critic_only:
         return exploration.uniform(-1, 1, shape).astype(np.float32)
-    chosen = learner.actions(envs.stacks()) + noise.draw(exploration)
-    return chosen.clip(-1, 1).astype(np.float32).reshape(shape)
+    chosen = learner.actions(envs.stacks())
+    if traps is not None:
+        traps.saw_actions(chosen)
+    return (chosen + noise.draw(exploration)).clip(-1, 1).astype(np.float32).reshape(shape)
+
+
+def refill(
+    config: Config,
+    envs: RecordedGymnasium,
+    learner: Learner,
+    noise: Noise,
+    exploration: np.random.Generator,
+    session: Session,
+) -> None:
+    """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
+    wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
+    session.note(f"the checkpoint has no replay: acting for {wanted:,} steps, which are not counted, to fill a new one")
+    while len(envs.replay) < wanted and session.running():
+        envs.send(act(config, envs, learner, noise, exploration, session.steps))
+        noise.ended([game.env for game in envs.receive()])
 
 
 def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> Session:
@@ -390,13 +467,19 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     noise = make_noise(config, actor["action_size"])
     facts = {"replay_capacity": envs.replay.capacity}
     with Session("ddpg", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
-        traps = Traps(nn.ModuleDict({"actor": learner.actor.network, "critic": learner.critic.network}), session.note)
+        # An actor that is to stay as it is has no gradient, which is no failure.
+        traps = Traps(learner.critic.network if config.critic_only else learner.networks, session.note)
         if resumed:
             learner.load(resumed.checkpoint.tensors, session.updates)
             seeds.restore_generator(exploration, resumed.state["exploration"])
             noise.load(resumed.state["noise"])
             traps.load(resumed.state["traps"])
+            if resumed.env_states is None:
+                noise.ended(list(range(config.num_envs)))  # the episodes that were under way begin again
         envs.start(resumed.env_states if resumed else None)
+        if resumed and resumed.replay_save is None:
+            refill(config, envs, learner, noise, exploration, session)
+        buffer = envs.replay.buffer(config.batch)
 
         def state() -> dict[str, Any]:
             traps.check(learner.updates, learner.loss)  # no checkpoint is made of lost weights
@@ -409,15 +492,12 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
         while session.running():
             boundary = envs.replay.boundary()
             with session.clock("act"):
-                actions = act(config, envs, learner, noise, exploration, session.steps)
+                actions = act(config, envs, learner, noise, exploration, session.steps, traps)
             envs.send(actions)
             due = updates_due(config, session.steps + envs.num_envs)
             while session.updates < due:
-                if not any(boundary):
-                    session.updates += 1  # nothing to learn from yet: the first update has no transition
-                    continue
                 with session.clock("sample"):
-                    drawn = envs.replay.sample(config.batch, 1, config.discount, boundary=boundary)
+                    drawn = envs.replay.sample(config.batch, 1, config.discount, buffer, boundary=boundary)
                 with session.clock("learn"):
                     learner.update(drawn)
                     traps.after_update(learner.updates, learner.loss)
@@ -427,7 +507,18 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
             noise.ended([game.env for game in games])
             session.stepped(envs.num_envs, games)
             if session.crossed(config.log_every_steps, envs.num_envs):
-                session.log({**learner.statistics(), "noise": config.noise_sigma})
+                if learner.batch:
+                    traps.inspect(learner.look)
+                session.log(
+                    {
+                        **session.games.spread(),
+                        **learner.statistics(),
+                        "noise_sigma": config.noise_sigma,
+                        "learning_rate/actor": config.actor_learning_rate,
+                        "learning_rate/critic": config.critic_learning_rate,
+                    },
+                    histograms_of(learner.networks) if config.histograms else None,
+                )
             if session.crossed(config.evaluate_every_steps, envs.num_envs) and session.steps < config.steps:
                 session.evaluate(learner.tensors())
             if session.checkpoint_due(envs.num_envs):

@@ -159,7 +159,23 @@ class RecordedGymnasium:
         resume_replay: Path | None = None,
     ) -> None:
         self.num_envs = num_envs
+        self._env_id = env_id
         self._envs = make_gymnasium(env_id, num_envs)
+        try:
+            self._prepare(capacity, replay_seed, alpha, resume_replay)
+        except BaseException:
+            self._envs.close()
+            raise
+        self._seed = seed
+        self._writers = [self.replay.writer(lane) for lane in range(num_envs)]
+        self._returns = np.zeros(num_envs)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._actions: npt.NDArray[Any] | None = None
+
+    def _prepare(
+        self, capacity: int | Literal["auto"], replay_seed: int, alpha: float | None, resume_replay: Path | None
+    ) -> None:
+        env_id = self._env_id
         observation, action = self._envs.single_observation_space, self._envs.single_action_space
         if not isinstance(observation, spaces.Box) or observation.dtype is None or len(observation.shape) != 1:
             raise ValueError(
@@ -168,11 +184,14 @@ class RecordedGymnasium:
             )
         self.action_space = action
         self.num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
-        self._to_env = action_scaling(action)
+        try:
+            self._to_env = action_scaling(action)
+        except ValueError as error:
+            raise ValueError(f"env: {env_id} has {error}") from None
         self.obs_shape: tuple[int, ...] = observation.shape
         self.replay = Replay(
             capacity,
-            lanes=num_envs,
+            lanes=self.num_envs,
             obs_shape=observation.shape,
             obs_dtype="float32",
             stack=1,
@@ -182,18 +201,13 @@ class RecordedGymnasium:
         )
         if resume_replay is not None:
             self.replay.load(resume_replay)
-        self._seed = seed
-        self._writers = [self.replay.writer(lane) for lane in range(num_envs)]
-        self._returns = np.zeros(num_envs)
-        self._steps = np.zeros(num_envs, np.int64)
-        self._actions: npt.NDArray[Any] | None = None
 
     def start(self, states: Sequence[bytes] | None = None) -> None:
         """Begin new episodes: there are no saved ones to go on with."""
         assert states is None
         obs, _ = self._envs.reset(seed=self._seed)
-        for writer, first in zip(self._writers, obs, strict=True):
-            writer.start(first.astype(np.float32))
+        for writer, first in zip(self._writers, self._recordable(obs, "an observation"), strict=True):
+            writer.start(first)
 
     def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """What each env's agent looks at, (num_envs, 1, *obs_shape)."""
@@ -210,23 +224,42 @@ class RecordedGymnasium:
         obs, reward, terminated, truncated, info = self._envs.step(self._to_env(actions))
         self._returns += reward
         self._steps += 1
+        seen, gained = self._recordable(obs, "an observation"), self._recordable(reward, "a reward")
         games = []
         for env, writer in enumerate(self._writers):
             over = bool(terminated[env] or truncated[env])
-            led_to = info["final_obs"][env] if over else obs[env]
+            led_to = self._recordable(info["final_obs"][env][None], "an observation", env)[0] if over else seen[env]
             writer.append(
                 actions[env],
-                float(reward[env]),
-                np.asarray(led_to, np.float32),
+                float(gained[env]),
+                led_to,
                 terminated=bool(terminated[env]),
                 truncated=bool(truncated[env]),
             )
             if over:
-                writer.start(obs[env].astype(np.float32))
+                writer.start(seen[env])
                 steps = int(self._steps[env])
                 games.append(Game(env, float(self._returns[env]), steps, steps))
                 self._returns[env] = self._steps[env] = 0
         return games
+
+    def _recordable(self, given: npt.NDArray[Any], what: str, first_env: int = 0) -> npt.NDArray[np.float32]:
+        """As 32-bit floats; a number that is none would stay in the replay, and spoil the weights once it is drawn.
+
+        Args:
+            given: of each env from ``first_env`` on.
+            what: to be named.
+            first_env: which.
+        """
+        with np.errstate(over="ignore"):
+            found: npt.NDArray[np.float32] = given.astype(np.float32)
+        if not np.isfinite(found).all():
+            env = int(np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))[0])
+            raise ValueError(
+                f"step: {self._env_id} gave env {first_env + env} {what} of {given[env].tolist()}; only finite numbers "
+                f"of 32 bits can be learned from. Have the env end the episode instead, or wrap it"
+            )
+        return found
 
     def save_state(self) -> list[bytes] | None:
         """None: these envs cannot be saved."""
@@ -253,11 +286,20 @@ def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt
         first = int(space.start)
         return lambda actions: actions + first
     if not isinstance(space, spaces.Box) or not space.is_bounded():
-        raise ValueError(f"env: its actions are {space}; numbers from 0 on or a Box with bounds are needed")
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    middle, half, kind = (low + high) / 2, (high - low) / 2, space.dtype
-    # Rounding may not lead outside.
-    return lambda actions: np.clip(middle + half * actions, low, high).astype(kind)
+        raise ValueError(
+            f"actions {space}; numbers from 0 on or a Box with bounds are needed (a wrapper such as "
+            f"gymnasium.wrappers.TransformAction can give it bounds)"
+        )
+    low, high, kind = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
+    whole = not np.issubdtype(kind, np.floating)
+
+    def scale(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        # Written so that -1 and 1 give the bounds themselves. Rounding may not lead outside.
+        upwards = np.add(actions, 1, dtype=np.float64) * 0.5
+        found: npt.NDArray[Any] = np.minimum(np.maximum(low * (1 - upwards) + high * upwards, low), high)
+        return (np.rint(found) if whole else found).astype(kind)
+
+    return scale
 
 
 def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
@@ -281,6 +323,8 @@ def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
         )
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium: {error}") from None
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ValueError(f"env: '{env_id}' needs a package that is not installed: {error}") from None
 
 
 def evaluation_protocol(name: str | Protocol) -> dict[str, Any]:

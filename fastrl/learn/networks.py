@@ -109,17 +109,19 @@ class ActorCritic(nn.Module):
 
 
 class Actor(nn.Module):
-    """A deterministic policy (Lillicrap et al. 2016): each dimension of the action in [-1, 1]."""
+    """A deterministic policy (Lillicrap et al. 2016): each dimension of the action in [-1, 1].
+
+    With batch norm the observation and every hidden layer are normalised; the last layer is not, since its small first
+    weights are there to keep the first actions near the middle.
+    """
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
         width = math.prod(description["obs_shape"])
-        layers: list[nn.Module] = [nn.Flatten()]
         normed = bool(description.get("batch_norm", False))
-        if normed:
-            layers.append(nn.BatchNorm1d(width))
+        layers: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width, affine=False)] if normed else [])]
         for units in description["hidden_units"]:
-            layers += [_fan_in(nn.Linear(width, units)), *([nn.BatchNorm1d(units)] if normed else []), nn.ReLU()]
+            layers += _hidden(width, units, normed)
             width = units
         last = _uniform(nn.Linear(width, int(description["action_size"])), description["final_uniform"])
         self.layers = nn.Sequential(*layers, last, nn.Tanh())
@@ -131,21 +133,22 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """The value of an action in [-1, 1] in a state. The action enters at layer ``action_layer``, 0 being the first."""
+    """The value of an action in [-1, 1] in a state. The action enters at layer ``action_layer``, 0 being the first.
+
+    With batch norm, what comes before the action is normalised.
+    """
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
         width, at = math.prod(description["obs_shape"]), int(description["action_layer"])
         normed = bool(description.get("batch_norm", False))
-        before: list[nn.Module] = [nn.Flatten()]
+        before: list[nn.Module] = [nn.Flatten(), *([nn.BatchNorm1d(width, affine=False)] if normed else [])]
         after: list[nn.Module] = []
-        if normed:
-            before.append(nn.BatchNorm1d(width))
         for place, units in enumerate(description["hidden_units"]):
-            width += int(description["action_size"]) if place == at else 0
-            # The paper normalises what comes before the action.
-            norm = [nn.BatchNorm1d(units)] if normed and place < at else []
-            (before if place < at else after).extend([_fan_in(nn.Linear(width, units)), *norm, nn.ReLU()])
+            if place < at:
+                before += _hidden(width, units, normed)
+            else:
+                after += _hidden(width + (int(description["action_size"]) if place == at else 0), units, normed=False)
             width = units
         after.append(_uniform(nn.Linear(width, 1), description["final_uniform"]))
         self.before, self.after = nn.Sequential(*before), nn.Sequential(*after)
@@ -156,14 +159,19 @@ class Critic(nn.Module):
         return values.squeeze(1)
 
 
-def _fan_in(layer: nn.Linear) -> nn.Linear:
-    """Weights and biases within 1/sqrt(inputs), as in the paper's supplement."""
-    return _uniform(layer, 1 / math.sqrt(layer.in_features))
+def _hidden(inputs: int, units: int, normed: bool) -> list[nn.Module]:
+    """A layer with weights and biases within 1/sqrt(inputs), as in the paper's supplement.
+
+    Normalisation takes away any bias before it, a shift of normalised observations included: there is none, since
+    rounding alone would move it, and Adam would make steps of that.
+    """
+    linear = _uniform(nn.Linear(inputs, units, bias=not normed), 1 / math.sqrt(inputs))
+    return [linear, *([nn.BatchNorm1d(units)] if normed else []), nn.ReLU(inplace=True)]
 
 
 def _uniform(layer: nn.Linear, most: float) -> nn.Linear:
-    nn.init.uniform_(layer.weight, -most, most)
-    nn.init.uniform_(layer.bias, -most, most)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -most, most)
     return layer
 
 

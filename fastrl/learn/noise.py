@@ -1,4 +1,7 @@
-"""What is added to actions so that they explore: for each env and each dimension of the action its own."""
+"""What is added to actions so that they explore: for each env and each dimension of the action its own.
+
+Actions are in [-1, 1] here, so that a sigma of 0.1 is a twentieth of the range, whatever the env's own bounds are.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy.typing as npt
 
 class OrnsteinUhlenbeck:
     """Noise that remembers where it was: x <- x - theta x + sigma n, n normal; back to 0 when an episode ends.
+
+    Its standard deviation grows to sigma / sqrt(1 - (1 - theta)^2): 0.38 at the paper's 0.15 and 0.2.
 
     Args:
         envs: how many.
@@ -30,7 +35,7 @@ class OrnsteinUhlenbeck:
     def draw(self, generator: np.random.Generator) -> npt.NDArray[np.float64]:
         """The noise of the next step."""
         self._at = self._at - self._theta * self._at + self._sigma * generator.standard_normal(self._at.shape)
-        return self._at
+        return self._at.copy()
 
     def ended(self, envs: list[int]) -> None:
         """Episodes of these envs have ended."""
@@ -42,7 +47,10 @@ class OrnsteinUhlenbeck:
 
     def load(self, state: list[Any]) -> None:
         """Go on from :meth:`state`."""
-        self._at = np.array(state)
+        loaded = np.array(state, np.float64)
+        if loaded.shape != self._at.shape:
+            raise ValueError(f"noise: a state of shape {loaded.shape}; this has (envs, dimensions) {self._at.shape}")
+        self._at = loaded
 
 
 class Gaussian:

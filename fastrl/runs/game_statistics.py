@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,16 @@ class GameStatistics:
     def mean_length_steps(self) -> float | None:
         """Of the last ``window`` games, in decisions."""
         return self._mean(2)
+
+    def spread(self) -> dict[str, float | None]:
+        """How far the last ``window`` games lie apart, as columns of a row; None before the first."""
+        row: dict[str, float | None] = {}
+        for name, column in (("return", 0), ("length", 2)):
+            found = [float(game[column]) for game in self._games]
+            row[f"{name}_std_{self.window}"] = statistics.pstdev(found) if found else None
+            row[f"{name}_min_{self.window}"] = min(found, default=None)
+            row[f"{name}_max_{self.window}"] = max(found, default=None)
+        return row
 
     def _mean(self, column: int) -> float | None:
         return math.fsum(game[column] for game in self._games) / len(self._games) if self._games else None

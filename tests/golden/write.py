@@ -1,6 +1,6 @@
 """Writes golden/<trainer>.json again. To be done only when an update is meant to move weights otherwise than before.
 
-CHANGELOG.md says then why. `python tests/golden/write.py`
+CHANGELOG.md says then why. `python tests/golden/write.py [dqn] [ddpg]`
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-TESTS = ("test_dqn", "test_a3c", "test_async_q")
+TESTS = ("test_dqn", "test_a3c", "test_async_q", "test_ddpg")
 
 if __name__ == "__main__":
     for test in map(importlib.import_module, sys.argv[1:] or TESTS):

@@ -1,0 +1,86 @@
+"""Envs of Gymnasium whose every number is known, for what records and what trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LOW, HIGH = np.float32([-0.1, 2.0, -7.0]), np.float32([0.7, 2.5, -3.0])
+
+
+class Counting(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Observations count steps; odd episodes end truly after 5 steps, even ones are cut after 7.
+
+    Args:
+        spoilt_at: the step of an episode at which something is no number.
+        what: "reward", "observation", "overflow".
+        actions: the space of actions.
+    """
+
+    def __init__(self, spoilt_at: int = -1, what: str = "", actions: spaces.Space[Any] | None = None) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space = actions or spaces.Box(LOW, HIGH)
+        self._spoilt_at, self._what = spoilt_at, what
+        self._episode = 0
+        self.taken: list[np.ndarray] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._episode += 1
+        self._step = 0
+        self.origin = float(self.np_random.integers(1_000_000))
+        return np.array([self._episode, 0.0]), {"origin": self.origin}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert self.action_space.contains(action), action
+        self.taken.append(np.array(action))
+        self._step += 1
+        obs, reward = np.array([self._episode, float(self._step)]), float(self._step)
+        if self._step == self._spoilt_at:
+            if self._what == "reward":
+                reward = float("nan")
+            else:
+                obs[1] = {"observation": np.nan, "overflow": 1e300}[self._what]
+        odd = self._episode % 2 == 1
+        return obs, reward, odd and self._step == 5, not odd and self._step == 7, {}
+
+
+class Unbounded(Counting):
+    """Nobody can scale actions without bounds."""
+
+    def __init__(self) -> None:
+        super().__init__(actions=spaces.Box(-np.inf, np.inf, (1,), np.float32))
+
+
+class Matrix(Counting):
+    """Actions that are no vector."""
+
+    def __init__(self) -> None:
+        super().__init__(actions=spaces.Box(-2, 3, (2, 2), np.float32))
+
+
+class Pixels(Counting):
+    """Observations that are no vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+def register() -> None:
+    """Under ``test/``; once a process."""
+    for name in ("Counting", "Unbounded", "Matrix", "Pixels"):
+        if f"test/{name}-v0" not in gymnasium.registry:
+            # The checker would look at every number before us, and warn.
+            gymnasium.register(f"test/{name}-v0", globals()[name], disable_env_checker=True)
+    for what in ("reward", "observation", "overflow"):
+        if f"test/Spoilt-{what}-v0" not in gymnasium.registry:
+            gymnasium.register(
+                f"test/Spoilt-{what}-v0",
+                Counting,
+                kwargs={"spoilt_at": 3, "what": what},
+                disable_env_checker=True,
+            )
