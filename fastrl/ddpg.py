@@ -354,6 +354,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
         config.env,
         config.num_envs,
         config.replay_capacity,
+        threads=config.threads,
         seed=seeds.whole(config.seed, life),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,

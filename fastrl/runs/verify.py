@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastrl.engine.mujoco_tasks import task_ids
 from fastrl.engine.recorded_envs import is_atari
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.command_line import Trainer
@@ -29,10 +30,10 @@ DIGEST_FILE = "digest.json"
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     """Prove it for this configuration; returns the exit code."""
-    if not is_atari(config.env):
+    if not is_atari(config.env) and config.env not in task_ids():
         raise ValueError(
             f"verify-resume: {config.env} is an env of Gymnasium, whose state cannot be saved, so a resumed run begins "
-            "new episodes; only runs on Atari games go on bit by bit"
+            "new episodes; only Atari games and the tasks of fastrl's MuJoCo pool go on bit by bit"
         )
     round_steps = int(getattr(config, "num_envs", 1))
     half = -(-steps // round_steps) * round_steps
