@@ -38,7 +38,6 @@ from fastrl._command import run
 from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game, is_atari
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
@@ -178,7 +177,7 @@ class Worker(AsyncWorker):
         """Begin, or go on from what :meth:`state` gave."""
         super().start(state)
         self.finals = final_epsilons(self.config, self.stream, self.envs.num_envs)
-        self.target = FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
+        self.target = self.empty_network()
         self.target_refresh = -1  # which one the copy is of
         # Sarsa has chosen its next action before the round ends.
         self.chosen: npt.NDArray[np.int64] | None = None

@@ -23,7 +23,7 @@ from scripted_envs import ScriptedEnvs, played, random_games
 
 from fastrl import a3c
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.runs import command_line
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
@@ -177,7 +177,8 @@ GIVEN = {"kind": "actor_critic", "factory": "test_a3c:given", "torso": "own", "o
 
 
 def a_worker(config: a3c.Config, envs: Any, network: dict[str, Any] = GIVEN) -> a3c.Worker:
-    first = FlatNetwork(build(network, [1])).values
+    config = dataclasses.replace(config, network=network.get("factory", config.network))
+    first = FlatNetwork(build(network, [1], named_factory(config.network))).values
     shared = SharedParameters(first.numel(), 1)
     shared.values.copy_(first)
     worker = a3c.Worker(config, network, shared, 0, envs, "test")

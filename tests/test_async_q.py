@@ -16,7 +16,7 @@ from scripted_envs import ScriptedEnvs, played, random_games
 
 from fastrl import async_q
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.runs import command_line
 from fastrl.runs.session import Session
 
@@ -127,7 +127,8 @@ TABLE = {"kind": "q", "factory": "test_async_q:table", "torso": "own", "obs_shap
 
 
 def a_worker(config: async_q.Config, envs: Any, network: dict[str, Any] = TABLE) -> async_q.Worker:
-    first = FlatNetwork(build(network, [1])).values
+    config = dataclasses.replace(config, network=network.get("factory", config.network))
+    first = FlatNetwork(build(network, [1], named_factory(config.network))).values
     shared = SharedParameters(first.numel(), 1, copies=1)
     for vector in (shared.values, shared.further[0]):
         vector.copy_(first)
@@ -211,7 +212,7 @@ def test_sarsa_follows_the_actions_that_were_taken_and_carries_the_last_into_the
     # Whoever goes on from the saved state takes the same action next.
     resumed = a_worker(config, ScriptedEnvs(rows(7, 8), envs.steps[3:], 2))
     resumed.start(saved)
-    resumed.config = dataclasses.replace(config, round_steps=1)
+    resumed.config = dataclasses.replace(resumed.config, round_steps=1)
     resumed.round(3)
     assert resumed.envs.actions[0].tolist() == carried.tolist()  # type: ignore[union-attr]
 
@@ -365,6 +366,12 @@ def test_equal_seeds_give_equal_runs_however_they_are_cut(
     assert whole.final_digest == resumed.final_digest, f"cut at {cut} steps"
     assert whole.updates == 40
     assert whole.final_digest != run(tmp_path, "other", seed=1, **changes).final_digest
+
+
+def test_a_network_of_the_users_own_is_trained_by_its_name(tmp_path: Path) -> None:
+    session = run(tmp_path, "own", network="own_network:tiny", steps=100)
+
+    assert "policy.tiny.weight" in session.store.load(print).tensors
 
 
 def test_cartpole_is_learned_in_seconds(tmp_path: Path) -> None:

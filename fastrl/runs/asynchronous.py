@@ -130,7 +130,7 @@ class AsyncWorker(ABC):
     ) -> None:
         self.config, self.envs, self.shared, self.stream = config, envs, shared, stream
         self.description = network
-        self.local = FlatNetwork(build(network, factory=named_factory(config.network)))
+        self.local = self.empty_network()
         self.optimiser = SharedRMSProp(shared, index, config.rmsprop_decay, config.rmsprop_epsilon)
         self.generator = seeds.generator(config.seed, f"actions {stream}")
         self.obs: npt.NDArray[Any] = np.empty(0)
@@ -139,6 +139,10 @@ class AsyncWorker(ABC):
         self.keeps_graph = envs.num_envs >= _LEARN_IN_ONE_BATCH_BELOW
         self.traps: Traps | None = None
         self._looked_at: list[npt.NDArray[Any]] = []
+
+    def empty_network(self) -> FlatNetwork:
+        """A network for weights that are to be copied into it."""
+        return FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
 
     def start(self, state: dict[str, Any] | None) -> None:
         """Begin, or go on from what :meth:`state` gave."""
