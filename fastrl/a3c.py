@@ -67,6 +67,11 @@ class Config(AsyncOptions):
         require_number(self, "entropy_weight", 0, 1e3)
         require_number(self, "value_weight", 0, 1e3)
 
+    @property
+    def steps_per_round(self) -> int:
+        """Of all games of a worker; 0: an episode's."""
+        return self.t_max * self.games_per_worker
+
 
 PRESETS: Presets = {
     # Mnih et al. 2016, and what its authors wrote in e-mails about the values that it leaves out.

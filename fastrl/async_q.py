@@ -92,6 +92,11 @@ class Config(AsyncOptions):
         if self.sarsa and self.n_step != 1:
             raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
 
+    @property
+    def steps_per_round(self) -> int:
+        """Of all games of a worker; 0: an episode's."""
+        return (self.round_steps if self.n_step == 1 else self.n_step) * self.games_per_worker
+
 
 PRESETS: Presets = {
     # Mnih et al. 2016, and its authors' e-mails on A3C for what it leaves out.

@@ -432,6 +432,11 @@ def test_verify_resume_says_that_many_workers_have_nothing_to_prove(capsys: Any)
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--workers", "2", "--verify-resume", "100"])
     assert "verify-resume: there is nothing to prove: 2 workers apply their gradients in the order" in str(ended.value)
+    with pytest.raises(SystemExit) as ended:
+        a3c.main(["--workers", "1", "--t-max", "0", "--verify-resume", "100"])
+    assert "verify-resume: rounds of whole episodes end nobody knows when" in str(ended.value)
+    assert preset("paper").steps_per_round == 5
+    assert preset("classic").steps_per_round == 8 * 8
 
 
 # ---- worker processes
