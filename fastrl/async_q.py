@@ -198,6 +198,11 @@ class Worker(AsyncWorker):
             values: Tensor = model.network(torch.from_numpy(obs))
         return values.float()
 
+    def _heads(self, features: Tensor) -> Tensor:
+        with self.autocast():
+            values: Tensor = self.rest(features)
+        return values.float()
+
     def _epsilons(self, steps: int) -> npt.NDArray[np.float64]:
         frames = steps * self.envs.frames_per_step
         over, first = self.config.epsilon_frames, self.config.epsilon_first
@@ -215,15 +220,18 @@ class Worker(AsyncWorker):
         self.optimiser.snapshot(self.local.values)
         epsilons = self._epsilons(steps_before)
         seen: list[npt.NDArray[Any]] = []
-        shown: list[Tensor] = []
+        features: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
-            with torch.set_grad_enabled(self.keeps_graph):
-                shown.append(self._values(self.local, self.obs))
             seen.append(self.obs)
-            chosen.append(self._explore(shown[-1], epsilons) if self.chosen is None else self.chosen)
+            with self.autocast():
+                features.append(self.first_half(torch.from_numpy(self.obs)))
+            if self.chosen is None:
+                with torch.no_grad():
+                    self.chosen = self._explore(self._heads(features[-1]), epsilons)
+            chosen.append(self.chosen)
             self.chosen = None
             played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
@@ -232,10 +240,7 @@ class Worker(AsyncWorker):
             with torch.no_grad():
                 self.chosen = self._explore(self._values(self.local, self.obs), epsilons)
         target = self._targets(played, chosen)
-        if self.keeps_graph:
-            values = torch.stack(shown)
-        else:
-            values = self._values(self.local, np.concatenate(seen)).view(*target.shape, -1)
+        values = self._heads(torch.cat(features)).view(*target.shape, -1)
         taken = values.gather(-1, torch.from_numpy(np.stack(chosen)).unsqueeze(-1)).squeeze(-1)
         errors = (target - taken).square()
         norm = self.apply(errors.sum(0).mean(), steps_before)

@@ -165,7 +165,6 @@ BY_HAND: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("keeps_graph", [True, False])
 @pytest.mark.parametrize(
     ("n_step", "targets"),
     [
@@ -174,10 +173,9 @@ BY_HAND: dict[str, Any] = {
         (3, {1: 1 + 0 / 2, 2: 0, 3: 1 + 14 / 2, 4: 0 + 7 / 2, 5: 1 + 12 / 2, 6: -1 + 13 / 2}),
     ],
 )
-def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float], keeps_graph: bool) -> None:
+def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float]) -> None:
     config = preset("paper", n_step=n_step, **BY_HAND)
     worker = a_worker(config, script())
-    worker.keeps_graph = keeps_graph
     worker.shared.further[0].add_(1)
     found = gradient_of_a_round(config, worker)
 

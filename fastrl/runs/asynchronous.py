@@ -27,6 +27,7 @@ from fastrl.engine.played_envs import Played, PlayedEnvs, played_envs
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
+from fastrl.learn.halves import halves
 from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
 from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
@@ -43,9 +44,6 @@ _IDLE_S = 0.005
 # A round comes to its end when a pause is wished for, so that only a worker that is stuck needs longer.
 _PAUSE_WITHIN_S = 60.0
 _LAST_PAUSE_WITHIN_S = 2.5  # when told to stop: all is to be over in five seconds
-# With few games, a round's steps are shown to the network once more, in one batch to learn from: measured on a core,
-# a round of 5 steps takes 7.1 instead of 13.6 ms with 1 game (network a3c), but 92 instead of 82 with 16 (nature).
-_LEARN_IN_ONE_BATCH_BELOW = 8
 _LOOK_EVERY_ROUNDS, _LOOK_AT = 1000, 32  # for dead units: at so many observations
 
 
@@ -142,7 +140,7 @@ class AsyncWorker(ABC):
         self.obs: npt.NDArray[Any] = np.empty(0)
         self.rounds = 0
         self.hurried: Callable[[], bool] = lambda: False  # whether a round is to end after the step under way
-        self.keeps_graph = envs.num_envs >= _LEARN_IN_ONE_BATCH_BELOW
+        self.first_half, self.rest = halves(self.local.network)
         self.traps: Traps | None = None
         self._looked_at: list[npt.NDArray[Any]] = []
 
