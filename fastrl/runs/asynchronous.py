@@ -521,7 +521,7 @@ class _Run:
                         steps = count()
                         session.checkpoint(self.tensors(), self.state(paused))
                         group.go_on()
-            paused = group.pause(_LAST_PAUSE_WITHIN_S)
+            paused = group.pause(_LAST_PAUSE_WITHIN_S if session.exit_code else _PAUSE_WITHIN_S)
             self._after(session, steps + count(), deaths, weights)
             return paused
         finally:
