@@ -67,6 +67,11 @@ class Config(AsyncOptions):
         require_number(self, "entropy_weight", 0, 1e3)
         require_number(self, "value_weight", 0, 1e3)
 
+    @property
+    def steps_per_round(self) -> int:
+        """Of all games of a worker; 0: an episode's."""
+        return self.t_max * self.games_per_worker
+
 
 PRESETS: Presets = {
     # Mnih et al. 2016, and what its authors wrote in e-mails about the values that it leaves out.
@@ -153,9 +158,13 @@ class Worker(AsyncWorker):
 
     sums = ("policy_loss", "value_loss", "entropy", "grad_norm", "value_mean")
 
-    def _forward(self, obs: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def _features(self, obs: npt.NDArray[Any]) -> Tensor:
         with self.autocast():
-            logits, values = self.local.network(torch.from_numpy(obs))
+            return self.first_half(torch.from_numpy(obs))
+
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            logits, values = self.rest(features)
         return logits.float(), values.float()
 
     def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
@@ -163,24 +172,22 @@ class Worker(AsyncWorker):
         config = self.config
         self.optimiser.snapshot(self.local.values)
         seen: list[npt.NDArray[Any]] = []
-        shown: list[tuple[Tensor, Tensor]] = []
+        features: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.t_max):
-            with torch.set_grad_enabled(self.keeps_graph):
-                shown.append(self._forward(self.obs))
             seen.append(self.obs)
-            chosen.append(sample(shown[-1][0], self.generator))
+            features.append(self._features(self.obs))
+            with torch.no_grad():
+                logits, _ = self._heads(features[-1])
+            chosen.append(sample(logits, self.generator))
             played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
             self.obs = played[-1].obs
         target = self._targets(played)
-        if self.keeps_graph:
-            logits, values = (torch.stack(steps) for steps in zip(*shown, strict=True))
-        else:
-            logits, values = self._forward(np.concatenate(seen))
-            logits, values = logits.view(*target.shape, -1), values.view(target.shape)
+        logits, values = self._heads(torch.cat(features))
+        logits, values = logits.view(*target.shape, -1), values.view(target.shape)
         policy_loss, value_loss, entropy = losses(logits, values, torch.from_numpy(np.stack(chosen)), target)
         per_step = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
         norm = self.apply(per_step.sum(0).mean(), steps_before)
@@ -191,13 +198,13 @@ class Worker(AsyncWorker):
 
     def _targets(self, played: list[Played]) -> Tensor:
         with torch.no_grad():
-            last = self._forward(self.obs)[1]
+            last = self._heads(self._features(self.obs))[1]
             cut = None
             if any(one.cut_obs for one in played):
                 cut = torch.zeros(len(played), self.envs.num_envs)
                 for step, one in enumerate(played):
                     for env, obs in one.cut_obs.items():
-                        cut[step, env] = self._forward(obs[None])[1][0]
+                        cut[step, env] = self._heads(self._features(obs[None]))[1][0]
         reward = torch.from_numpy(np.stack([one.reward for one in played]))
         over = np.stack([one.terminated | one.truncated for one in played])
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)

@@ -38,7 +38,6 @@ from fastrl._command import run
 from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game, is_atari
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
@@ -92,6 +91,11 @@ class Config(AsyncOptions):
                 raise ValueError(f"epsilon_finals: {value} is outside [0, 1]")
         if self.sarsa and self.n_step != 1:
             raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
+
+    @property
+    def steps_per_round(self) -> int:
+        """Of all games of a worker; 0: an episode's."""
+        return (self.round_steps if self.n_step == 1 else self.n_step) * self.games_per_worker
 
 
 PRESETS: Presets = {
@@ -178,7 +182,7 @@ class Worker(AsyncWorker):
         """Begin, or go on from what :meth:`state` gave."""
         super().start(state)
         self.finals = final_epsilons(self.config, self.stream, self.envs.num_envs)
-        self.target = FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
+        self.target = self.empty_network()
         self.target_refresh = -1  # which one the copy is of
         # Sarsa has chosen its next action before the round ends.
         self.chosen: npt.NDArray[np.int64] | None = None
@@ -192,6 +196,11 @@ class Worker(AsyncWorker):
     def _values(self, model: FlatNetwork, obs: npt.NDArray[Any]) -> Tensor:
         with self.autocast():
             values: Tensor = model.network(torch.from_numpy(obs))
+        return values.float()
+
+    def _heads(self, features: Tensor) -> Tensor:
+        with self.autocast():
+            values: Tensor = self.rest(features)
         return values.float()
 
     def _epsilons(self, steps: int) -> npt.NDArray[np.float64]:
@@ -211,15 +220,18 @@ class Worker(AsyncWorker):
         self.optimiser.snapshot(self.local.values)
         epsilons = self._epsilons(steps_before)
         seen: list[npt.NDArray[Any]] = []
-        shown: list[Tensor] = []
+        features: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
-            with torch.set_grad_enabled(self.keeps_graph):
-                shown.append(self._values(self.local, self.obs))
             seen.append(self.obs)
-            chosen.append(self._explore(shown[-1], epsilons) if self.chosen is None else self.chosen)
+            with self.autocast():
+                features.append(self.first_half(torch.from_numpy(self.obs)))
+            if self.chosen is None:
+                with torch.no_grad():
+                    self.chosen = self._explore(self._heads(features[-1]), epsilons)
+            chosen.append(self.chosen)
             self.chosen = None
             played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
@@ -228,10 +240,7 @@ class Worker(AsyncWorker):
             with torch.no_grad():
                 self.chosen = self._explore(self._values(self.local, self.obs), epsilons)
         target = self._targets(played, chosen)
-        if self.keeps_graph:
-            values = torch.stack(shown)
-        else:
-            values = self._values(self.local, np.concatenate(seen)).view(*target.shape, -1)
+        values = self._heads(torch.cat(features)).view(*target.shape, -1)
         taken = values.gather(-1, torch.from_numpy(np.stack(chosen)).unsqueeze(-1)).squeeze(-1)
         errors = (target - taken).square()
         norm = self.apply(errors.sum(0).mean(), steps_before)

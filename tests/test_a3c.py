@@ -200,15 +200,13 @@ def script() -> ScriptedEnvs:
     return ScriptedEnvs(rows(1, 4), steps, 2)
 
 
-@pytest.mark.parametrize("keeps_graph", [True, False])
-def test_a_round_moves_the_values_as_worked_by_hand(keeps_graph: bool) -> None:
+def test_a_round_moves_the_values_as_worked_by_hand() -> None:
     config = preset(
         "paper", workers=1, envs_per_worker=2, t_max=3, discount=0.5, learning_rate=0.1, learning_rate_steps=1000,
         rmsprop_decay=0.0, rmsprop_epsilon=1e-12, entropy_weight=0.0, value_weight=2.0, max_gradient_norm=0.0,
     )  # fmt: skip
     envs = script()
     worker = a_worker(config, envs)
-    worker.keeps_graph = keeps_graph
     seen: list[torch.Tensor] = []
     apply = worker.optimiser.apply
     worker.optimiser.apply = lambda gradient, rate: (seen.append(gradient.clone()), apply(gradient, rate))  # type: ignore[func-returns-value, assignment, method-assign, return-value]
@@ -265,13 +263,14 @@ def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
 
 
 @pytest.mark.parametrize("envs", [1, 2])
-def test_learning_in_one_batch_is_learning_step_by_step(envs: int) -> None:
+def test_a_network_in_halves_learns_as_a_whole_one(envs: int) -> None:
     moved = []
-    for keeps_graph in (True, False):
+    for whole in (True, False):
         config = preset("paper", workers=1, envs_per_worker=envs)
         network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
         worker = a_worker(config, random_games(10, envs, (4, 84, 84), 6, seed=5), network)
-        worker.keeps_graph = keeps_graph
+        if whole:  # the first half is nothing, as of a user's own network
+            worker.first_half, worker.rest = lambda obs: obs, worker.local.network
         began = worker.shared.values.clone()
         worker.round(0)
         worker.round(5)
@@ -432,6 +431,11 @@ def test_verify_resume_says_that_many_workers_have_nothing_to_prove(capsys: Any)
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--workers", "2", "--verify-resume", "100"])
     assert "verify-resume: there is nothing to prove: 2 workers apply their gradients in the order" in str(ended.value)
+    with pytest.raises(SystemExit) as ended:
+        a3c.main(["--workers", "1", "--t-max", "0", "--verify-resume", "100"])
+    assert "verify-resume: rounds of whole episodes end nobody knows when" in str(ended.value)
+    assert preset("paper").steps_per_round == 5
+    assert preset("classic").steps_per_round == 8 * 8
 
 
 # ---- worker processes

@@ -165,7 +165,6 @@ BY_HAND: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("keeps_graph", [True, False])
 @pytest.mark.parametrize(
     ("n_step", "targets"),
     [
@@ -174,10 +173,9 @@ BY_HAND: dict[str, Any] = {
         (3, {1: 1 + 0 / 2, 2: 0, 3: 1 + 14 / 2, 4: 0 + 7 / 2, 5: 1 + 12 / 2, 6: -1 + 13 / 2}),
     ],
 )
-def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float], keeps_graph: bool) -> None:
+def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float]) -> None:
     config = preset("paper", n_step=n_step, **BY_HAND)
     worker = a_worker(config, script())
-    worker.keeps_graph = keeps_graph
     worker.shared.further[0].add_(1)
     found = gradient_of_a_round(config, worker)
 
@@ -212,7 +210,7 @@ def test_sarsa_follows_the_actions_that_were_taken_and_carries_the_last_into_the
     # Whoever goes on from the saved state takes the same action next.
     resumed = a_worker(config, ScriptedEnvs(rows(7, 8), envs.steps[3:], 2))
     resumed.start(saved)
-    resumed.config = dataclasses.replace(config, round_steps=1)
+    resumed.config = dataclasses.replace(resumed.config, round_steps=1)
     resumed.round(3)
     assert resumed.envs.actions[0].tolist() == carried.tolist()  # type: ignore[union-attr]
 
@@ -366,6 +364,12 @@ def test_equal_seeds_give_equal_runs_however_they_are_cut(
     assert whole.final_digest == resumed.final_digest, f"cut at {cut} steps"
     assert whole.updates == 40
     assert whole.final_digest != run(tmp_path, "other", seed=1, **changes).final_digest
+
+
+def test_a_network_of_the_users_own_is_trained_by_its_name(tmp_path: Path) -> None:
+    session = run(tmp_path, "own", network="own_network:tiny", steps=100)
+
+    assert "policy.tiny.weight" in session.store.load(print).tensors
 
 
 def test_cartpole_is_learned_in_seconds(tmp_path: Path) -> None:

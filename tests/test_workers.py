@@ -104,7 +104,10 @@ def test_a_worker_that_dies_at_a_pause_does_not_end_the_run(toys: Callable[..., 
     toy = toys({}, {})
     toy.until(lambda: min(toy.board.steps) >= 3)
     toy.group.pause(SOON_S)
-    os.kill(toy.group.pids[0], signal.SIGKILL)  # after it told its state
+    pid = toy.group.pids[0]
+    os.kill(pid, signal.SIGKILL)  # after it told its state
+    while alive(pid):
+        time.sleep(0.005)
     toy.group.go_on()
     toy.until(lambda: len(toy.hello()) == 3)
     os.kill(toy.group.pids[1], signal.SIGKILL)  # before

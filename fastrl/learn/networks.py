@@ -104,7 +104,10 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, actions), and values (batch,)."""
-        features = self.torso(self.scaled(obs))
+        return self.heads(self.torso(self.scaled(obs)))
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what the torso gives."""
         return self.policy(features), self.value(features).squeeze(1)
 
 

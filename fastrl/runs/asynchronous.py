@@ -27,10 +27,12 @@ from fastrl.engine.played_envs import Played, PlayedEnvs, played_envs
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
+from fastrl.learn.halves import halves
 from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
 from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
+from fastrl.runs.norms import gradient_norms, histograms_of
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session, resume, torch_threads
@@ -42,9 +44,6 @@ _IDLE_S = 0.005
 # A round comes to its end when a pause is wished for, so that only a worker that is stuck needs longer.
 _PAUSE_WITHIN_S = 60.0
 _LAST_PAUSE_WITHIN_S = 2.5  # when told to stop: all is to be over in five seconds
-# With few games, a round's steps are shown to the network once more, in one batch to learn from: measured on a core,
-# a round of 5 steps takes 7.1 instead of 13.6 ms with 1 game (network a3c), but 92 instead of 82 with 16 (nature).
-_LEARN_IN_ONE_BATCH_BELOW = 8
 _LOOK_EVERY_ROUNDS, _LOOK_AT = 1000, 32  # for dead units: at so many observations
 
 
@@ -98,6 +97,11 @@ class AsyncOptions(RunOptions):
         """Whether one worker does it all, within the trainer's process, deterministically."""
         return self.sync or self.workers == 1
 
+    @property
+    def games_per_worker(self) -> int:
+        """One worker alone plays the games of all."""
+        return self.envs_per_worker * (self.workers if self.alone else 1)
+
     def learning_rate_at(self, steps: int) -> float:
         """The rate after so many steps of all workers."""
         if not self.learning_rate_steps:
@@ -130,15 +134,19 @@ class AsyncWorker(ABC):
     ) -> None:
         self.config, self.envs, self.shared, self.stream = config, envs, shared, stream
         self.description = network
-        self.local = FlatNetwork(build(network, factory=named_factory(config.network)))
+        self.local = self.empty_network()
         self.optimiser = SharedRMSProp(shared, index, config.rmsprop_decay, config.rmsprop_epsilon)
         self.generator = seeds.generator(config.seed, f"actions {stream}")
         self.obs: npt.NDArray[Any] = np.empty(0)
         self.rounds = 0
         self.hurried: Callable[[], bool] = lambda: False  # whether a round is to end after the step under way
-        self.keeps_graph = envs.num_envs >= _LEARN_IN_ONE_BATCH_BELOW
+        self.first_half, self.rest = halves(self.local.network)
         self.traps: Traps | None = None
         self._looked_at: list[npt.NDArray[Any]] = []
+
+    def empty_network(self) -> FlatNetwork:
+        """A network for weights that are to be copied into it."""
+        return FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
 
     def start(self, state: dict[str, Any] | None) -> None:
         """Begin, or go on from what :meth:`state` gave."""
@@ -254,7 +262,7 @@ class Recipe:
         resumed = None
         if resume_run is not None:
             resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
-        num_envs = config.workers * config.envs_per_worker if config.alone else 1
+        num_envs = config.games_per_worker if config.alone else 1
         envs = make_envs(config, num_envs, _stream(0, 0), config.threads)
         try:
             with torch_threads(config.torch_threads or 1):
@@ -390,11 +398,11 @@ class _Run:
         """What a row of the log says: means over the rounds since the last one."""
         counts = self.shared.counts()
         new, applied = self.sums - self._told_sums, counts["done"] - self._told_counts["done"]
-        row: dict[str, float | None] = dict.fromkeys(self.recipe.worker.sums)
-        if new[0] > 0:
-            row = dict(zip(row, (new[1:] / new[0]).tolist(), strict=True))
-        if applied:
-            row |= {f"{name}_mean": (counts[name] - self._told_counts[name]) / applied for name in ("lag", "overlaps")}
+        names = self.recipe.worker.sums
+        means = (new[1:] / new[0]).tolist() if new[0] > 0 else [None] * len(names)
+        row: dict[str, float | None] = dict(zip(names, means, strict=True))
+        for name in ("lag", "overlaps"):
+            row[f"{name}_mean"] = (counts[name] - self._told_counts[name]) / applied if applied else None
         self._told_sums, self._told_counts = self.sums.copy(), counts
         norm = float(self.shared.values.norm())
         return {**row, "param_norm": norm, "learning_rate": self.config.learning_rate_at(steps)}
@@ -418,10 +426,12 @@ class _Run:
             session.finish(self.tensors(), self.state(states))
         return session
 
-    def _after(self, session: Session, steps: int, more: Mapping[str, float]) -> None:
-        """What follows steps, whoever took them."""
+    def _after(
+        self, session: Session, steps: int, more: Callable[[], Mapping[str, float]], histograms: Callable[[], Any]
+    ) -> None:
+        """What follows steps, whoever took them. ``more`` is for the log."""
         if session.crossed(self.config.log_every_steps, steps):
-            session.log({**self.row(session.steps), **more})
+            session.log({**self.row(session.steps), **more()}, histograms() if self.config.histograms else None)
         if session.crossed(self.config.evaluate_every_steps, steps) and session.steps < self.config.steps:
             session.evaluate(self.tensors())
 
@@ -433,13 +443,16 @@ class _Run:
         def state() -> list[dict[str, Any]]:
             return [{"life": 0, "state": worker.state()}]
 
+        def norms() -> dict[str, float]:
+            return {f"grad_norm/{layer}": norm for layer, norm in gradient_norms(worker.local.network).items()}
+
         while session.running():
             with session.clock("round"):
                 steps, games, new = worker.round(session.steps)
             self.sums += [1.0, *new]
             session.updates += 1
             session.stepped(steps, games)
-            self._after(session, steps, {})
+            self._after(session, steps, norms, lambda: histograms_of(worker.local.network))
             if session.checkpoint_due(steps):
                 session.checkpoint(self.tensors(), self.state(state()))
         return state()
@@ -472,6 +485,15 @@ class _Run:
             session.stepped(steps, games)
             return steps
 
+        def deaths() -> dict[str, float]:
+            return {"worker_deaths": group.deaths}
+
+        def weights() -> dict[str, Any]:
+            """Gradients are the workers' own."""
+            self.model.values.copy_(self.shared.values)
+            found = histograms_of(self.model.network)
+            return {name: values for name, values in found.items() if name.startswith("weights/")}
+
         if config.workers > usable_cores():
             session.note(
                 f"{config.workers} workers on {usable_cores()} usable cores: they take turns, which learns as well but "
@@ -491,7 +513,7 @@ class _Run:
                 with session.clock("wait for workers"):
                     group.poll(_LISTEN_S)
                 steps += count()  # on top of what a pause brought
-                self._after(session, steps, {"worker_deaths": group.deaths})
+                self._after(session, steps, deaths, weights)
                 due, steps = session.checkpoint_due(steps), 0
                 if due:
                     with session.clock("checkpoint"):
@@ -499,8 +521,8 @@ class _Run:
                         steps = count()
                         session.checkpoint(self.tensors(), self.state(paused))
                         group.go_on()
-            paused = group.pause(_LAST_PAUSE_WITHIN_S)
-            self._after(session, steps + count(), {"worker_deaths": group.deaths})
+            paused = group.pause(_LAST_PAUSE_WITHIN_S if session.exit_code else _PAUSE_WITHIN_S)
+            self._after(session, steps + count(), deaths, weights)
             return paused
         finally:
             group.stop()

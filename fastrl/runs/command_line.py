@@ -141,6 +141,9 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
         if flags.verify_resume is not None:
             if why := config.unrepeatable():
                 raise ValueError(f"verify-resume: there is nothing to prove: {why}")
+            if not config.steps_per_round:
+                raise ValueError("verify-resume: rounds of whole episodes end nobody knows when; give rounds a length")
+            flags.verify_resume = -(-flags.verify_resume // config.steps_per_round) * config.steps_per_round
             from fastrl.runs.verify import verify_resume
 
             sys.exit(verify_resume(trainer, config, flags.verify_resume))

@@ -56,6 +56,11 @@ class RunOptions:
         """Why equal seeds do not give equal bits with these options; None: they do."""
         return None
 
+    @property
+    def steps_per_round(self) -> int:
+        """Checkpoints are made after multiples of so many steps; 0: nobody knows before."""
+        return 1
+
 
 # What neither shapes learning nor changes bits, so that a resumed run may have it otherwise.
 _MAY_CHANGE = {
