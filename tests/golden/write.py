@@ -5,21 +5,18 @@ CHANGELOG.md says then why. `python tests/golden/write.py [dqn] [ddpg]`
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import test_ddpg
-import test_dqn
+TESTS = ("test_dqn", "test_a3c", "test_async_q", "test_ddpg")
 
 if __name__ == "__main__":
-    for trainer in (test_dqn, test_ddpg):
-        if sys.argv[1:] and trainer.GOLDEN.stem not in sys.argv[1:]:
-            continue
+    for test in map(importlib.import_module, sys.argv[1:] or TESTS):
         found = {
-            name: trainer.movement(trainer.preset(name, **changes)).tolist()
-            for name, changes in trainer.GOLDEN_CONFIGS.items()
+            name: test.movement(test.preset(name, **changes)).tolist() for name, changes in test.GOLDEN_CONFIGS.items()
         }
-        trainer.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+        test.GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
