@@ -8,7 +8,6 @@ The store takes at most what the ring takes, and once more what its kept saves h
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import zlib
 from pathlib import Path
@@ -17,41 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.engine.files import (
+    DamagedFile,
+    forget_leftovers,
+    make_private_directory,
+    read_json,
+    write_json,
+    write_private,
+)
+
 FORMAT = 1
 _MAGIC = b"fastrl-slots-1\n\0"
 _FILE_BYTES = 256_000_000  # about the largest file of slots
 _MANIFEST = "replay-{:08d}.json"
-_PARTS = ".*.part"  # what a save was writing
 
 
-class DamagedReplay(ValueError):
+class DamagedReplay(DamagedFile):
     """A saved replay that is not what was saved: which file, and what is wrong with it."""
-
-
-def write_private(path: Path, *parts: Any) -> None:
-    """Write a file that only its owner may read, all of it on disk, under its name only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make sure that the names in ``directory`` are on disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def manifests(directory: Path) -> list[Path]:
@@ -91,9 +72,8 @@ class SlotStore:
             ) from error
 
     def _save(self, ring: Any, ends: list[int], kept_steps: int, state: dict[str, Any], keep: int) -> Path:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self.directory.glob(_PARTS):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        make_private_directory(self.directory)
+        forget_leftovers(self.directory)
         known, number = self._newest_known()
         windows = [(max(0, end - kept_steps), end) for end in ends]
         files: list[dict[str, Any]] = []
@@ -118,8 +98,7 @@ class SlotStore:
             **state,
         }
         path = self.directory / _MANIFEST.format(number)
-        body = json.dumps(manifest, separators=(",", ":")).encode()
-        write_private(path, json.dumps({"crc32": zlib.crc32(body), "bytes": len(body)}).encode(), b"\n", body)
+        write_json(path, manifest)
         self._forget_old(keep)
         return path
 
@@ -247,15 +226,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         DamagedReplay: it is cut, changed, or of a format that this version does not read.
     """
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
-        said = json.loads(head)
-        if len(body) != said["bytes"] or zlib.crc32(body) != said["crc32"]:
-            raise DamagedReplay(f"{path}: its checksum is not the one that was saved")
-        manifest: dict[str, Any] = json.loads(body)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DamagedReplay):
-            raise
-        raise DamagedReplay(f"{path}: is not a manifest ({error})") from None
+        manifest = read_json(path)
+    except DamagedFile as error:
+        raise DamagedReplay(str(error)) from None
     if manifest.get("format") != FORMAT:
         raise DamagedReplay(f"{path}: has format {manifest.get('format')!r}, this version of fastrl reads {FORMAT}")
     return manifest

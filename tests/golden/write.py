@@ -1,6 +1,6 @@
 """Writes golden/<trainer>.json again. To be done only when an update is meant to move weights otherwise than before.
 
-CHANGELOG.md says then why. `python tests/golden/write.py [dqn] [ddpg]`
+CHANGELOG.md says then why. `python tests/golden/write.py [test_dqn ...]`
 """
 
 from __future__ import annotations
