@@ -1,8 +1,7 @@
 """Ours against peers, in turn within one run: a machine that drifts slows all of them alike.
 
 A contest has one task; every contestant does it once a round, in the same order, and each keeps the time of every
-round. What is quoted is the median, and a ratio is the median of the ratios round by round. A task that returns a
-number has timed itself: seconds for the round's work, what it needed to get ready left out.
+round. What is quoted is the median, and a ratio is the median of the ratios round by round.
 """
 
 from __future__ import annotations
@@ -24,16 +23,23 @@ class Contest:
         self.limit = limit  # the contestant that is no peer but what the machine or the engine allows
         self.seconds: dict[str, list[float]] = {}
         self.missing: list[str] = []  # peers that could not run, and why
+        self.notes: list[str] = []  # what else was seen, printed below the table
 
     def run(self, ours: Callable[[], Any], others: dict[str, Callable[[], Any]], rounds: int) -> None:
-        """Time everyone ``rounds`` times."""
+        """Time everyone ``rounds`` times. A task that returns a number says itself how many seconds count."""
+
+        def timed(name: str, task: Callable[[], Any]) -> None:
+            began = time.perf_counter()
+            said = task()
+            took = time.perf_counter() - began
+            self.seconds.setdefault(name, []).append(said if isinstance(said, float) else took)
 
         def others_first() -> None:
             for name, task in others.items():
-                self.seconds.setdefault(name, []).append(_seconds_of(task))
+                timed(name, task)
 
         def timed_ours() -> None:
-            self.seconds.setdefault("fastrl", []).append(_seconds_of(ours))
+            timed("fastrl", ours)
 
         self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=1)
         for name in list(self.seconds):  # the warm-up is not counted
@@ -45,6 +51,7 @@ class Contest:
                 "ratio": {name: self.ratio(name) for name in self.seconds if name != "fastrl"},
                 "limit": self.limit,
                 "missing": self.missing,
+                "notes": self.notes,
             }
         )
 
@@ -64,12 +71,6 @@ class Contest:
             return 0.0
         quarters = statistics.quantiles(times, n=4)
         return (quarters[2] - quarters[0]) / statistics.median(times)
-
-
-def _seconds_of(task: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    own = task()
-    return own if isinstance(own, float) else time.perf_counter() - began
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -98,4 +99,5 @@ def table(contests: list[Contest]) -> str:
         lines.append(f"geometric mean of the ratios to {peer}: {geometric_mean(ratios):.2f} ({len(ratios)} contests)")
     missing = sorted({text for c in contests for text in c.missing})
     lines += [f"not run: {text}" for text in missing]
+    lines += [f"{c.title}: {text}" for c in contests for text in c.notes]
     return "\n".join(lines)

@@ -29,7 +29,6 @@ import torch.nn.functional as F
 
 from fastrl import dqn
 from fastrl.engine.budget import usable_cores
-from fastrl.engine.replay import Batch
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
@@ -149,17 +148,16 @@ def bare_updates(updates: int, precision: str) -> Callable[[], None]:
     return run
 
 
-def batch_of(generator: np.random.Generator) -> Batch:
-    frames = generator.integers(0, 256, (32, 5, 84, 84), np.uint8)
-    return Batch(
-        obs=frames[:, :4],
-        action=generator.integers(4, size=32),
-        reward=generator.choice(np.float32([-1, 0, 1]), 32),
-        discount=np.full(32, 0.99, np.float32),
-        next_obs=frames[:, 1:],
-        index=np.zeros((32, 2), np.int64),
-        weight=np.ones(32, np.float32),
-    )
+def batch_of(generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    frames = torch.from_numpy(generator.integers(0, 256, (32, 5, 84, 84), np.uint8))
+    return {
+        "obs": frames[:, :4],
+        "action": torch.from_numpy(generator.integers(4, size=32)),
+        "reward": torch.from_numpy(generator.choice(np.float32([-1, 0, 1]), 32)),
+        "discount": torch.full((32,), 0.99),
+        "next_obs": frames[:, 1:],
+        "weight": torch.ones(32),
+    }
 
 
 def check_answer() -> None:
@@ -173,10 +171,9 @@ def check_answer() -> None:
         drawn = batch_of(generator)
         learner.update(drawn)
         call = torch.func.functional_call
-        obs, beyond = (torch.from_numpy(np.ascontiguousarray(a)) for a in (drawn.obs, drawn.next_obs))
         with torch.no_grad():
-            target = torch.from_numpy(drawn.reward) + 0.99 * call(learner.online, frozen, beyond).max(1).values
-        values = call(learner.online, plain, obs).gather(1, torch.from_numpy(drawn.action)[:, None]).squeeze(1)
+            target = drawn["reward"] + 0.99 * call(learner.online, frozen, drawn["next_obs"]).max(1).values
+        values = call(learner.online, plain, drawn["obs"]).gather(1, drawn["action"][:, None]).squeeze(1)
         optimiser.zero_grad()
         F.smooth_l1_loss(values, target).backward()
         torch.nn.utils.clip_grad_norm_(plain.values(), 10)

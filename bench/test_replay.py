@@ -8,6 +8,12 @@ observation and its successor, stacked.
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import signal
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +60,14 @@ def check_answer(made: fastrl.Replay, batch: int) -> None:
         assert shown == [(step + i) % FRAMES for i in range(-3, 2)]
         assert found.action[row] == (step + 1) % 4
         assert found.reward[row] == (step + 1) % 7
+
+
+def check_answer_of_any(made: fastrl.Replay, batch: int) -> None:
+    """Also where the frames' numbers began anew: those of a transition follow each other."""
+    found = made.sample(batch)
+    for row in range(batch):
+        shown = [number_of(frame) for frame in (*found.obs[row], found.next_obs[row, -1]) if frame.any()]
+        assert all((later - earlier) % FRAMES == 1 for earlier, later in itertools.pairwise(shown))
 
 
 def memcpy_limit(slots: int, batch: int) -> Callable[[], None]:
@@ -164,6 +178,109 @@ def test_insert_speed(contest: Any, quick: bool) -> None:
         writer.start(shown[0])
         turn = iter(range(10**9))
         match.run(times(lambda: writer.append(1, 0.5, shown[next(turn) % FRAMES], False, False), count), others, rounds)
+
+
+@pytest.mark.parametrize("batch", [32, 512])
+def test_learner_path_with_prefetch(contest: Any, batch: int, quick: bool) -> None:
+    """What a batch costs the learner: request and take, between which it does something else for longer than a draw."""
+    capacity, count, rounds = (3000, 5, 2) if quick else (100_000, 2000 // batch, 9)
+    made = full(capacity)
+    check_answer(made, 64)
+    began = time.perf_counter()
+    for _ in range(20):
+        made.sample(batch)
+    learning_s = 3 * (time.perf_counter() - began) / 20
+    spent: dict[str, list[float]] = {"request": [], "take": []}
+
+    def spend(name: str, call: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        call()
+        spent[name].append(time.perf_counter() - began)
+        return spent[name][-1]
+
+    with made.prefetch(batch, depth=2) as prefetcher:
+
+        def prefetched() -> float:
+            total = 0.0
+            for _ in range(count):
+                total += spend("request", prefetcher.request)
+                until = time.perf_counter() + learning_s
+                while time.perf_counter() < until:
+                    pass
+                total += spend("take", prefetcher.take)
+            return total
+
+        match = contest(f"replay, batches of {batch} on the learner's path", "batches/s", count)
+        match.run(prefetched, {"sample": times(lambda: made.sample(batch), count)}, rounds)
+    for name, seconds in spent.items():
+        worst = sorted(seconds)[int(0.99 * len(seconds))]
+        match.notes.append(f"{name} {1e6 * statistics.median(seconds):.1f} us, 99 of 100 below {1e6 * worst:.1f} us")
+
+
+def write_at_pool_speed(handle: fastrl.ReplayHandle, lane: int, said: Any) -> None:
+    """A step every 250 us of computing, about what an emulator takes, and the frame into the ring."""
+    shown = frames()
+    with fastrl.Replay.attach(handle).writer(lane) as writer:
+        writer.start(shown[0])
+        said.send(os.getpid())
+        for step in itertools.count(1):
+            until = time.thread_time() + 250e-6  # of this process's own time on a core
+            while time.thread_time() < until:
+                pass
+            writer.append(step % 4, 0.0, shown[step % FRAMES], False, False)
+
+
+@pytest.mark.parametrize("writers", [1, 2, 4])
+def test_sample_speed_beside_writers(contest: Any, writers: int, quick: bool) -> None:
+    """Sampling while writers run, as a share of its speed while they are stopped; and likewise what they keep."""
+    capacity, count, rounds = (3000, 5, 2) if quick else (50_000, 1000, 9)
+    made = full(capacity, lanes=writers)
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    processes = [
+        context.Process(target=write_at_pool_speed, args=(made.handle(), lane, there), daemon=True)
+        for lane in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    pids = [here.recv() for _ in processes]
+    written: dict[str, list[float]] = {"alone": [], "beside": []}  # steps/s of all writers
+
+    def signal_all(number: int) -> None:
+        for pid in pids:
+            os.kill(pid, number)
+
+    def writing(name: str, meanwhile: Callable[[], Any]) -> float:
+        before = sum(made.boundary())
+        began = time.perf_counter()
+        signal_all(signal.SIGCONT)
+        meanwhile()
+        took = time.perf_counter() - began
+        signal_all(signal.SIGSTOP)
+        written[name].append((sum(made.boundary()) - before) / took)
+        return took
+
+    sample = times(lambda: made.sample(32), count)
+
+    def beside() -> float:
+        writing("alone", lambda: time.sleep(0.02 if quick else 0.15))
+        return writing("beside", sample)
+
+    try:
+        signal_all(signal.SIGSTOP)
+        check_answer_of_any(made, 64)
+        match = contest(f"replay, samples of 32 beside {writers} writers", "batches/s", count, limit="alone")
+        match.run(beside, {"alone": sample}, rounds)
+        shares = [beside / alone for alone, beside in zip(*written.values(), strict=True)]
+        match.notes.append(
+            f"the writers keep {statistics.median(shares):.2f} of their speed alone "
+            f"({statistics.median(written['alone']):,.0f} steps/s); {len(os.sched_getaffinity(0))} cores for "
+            f"{writers + 1} busy threads; {made.stats()['race_rejects']} rows drawn again"
+        )
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def test_sample_speed_of_a_full_million(contest: Any, quick: bool) -> None:

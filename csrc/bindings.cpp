@@ -16,7 +16,9 @@
 #include "atari/engine.hpp"
 #include "atari/frame_ops.hpp"
 #include "atari/numpy_random.hpp"
+#include "mujoco/mujoco_pool.hpp"
 #include "pool/env_pool.hpp"
+#include "replay/prefetcher.hpp"
 #include "replay/ring_sink.hpp"
 #include "replay/sampler.hpp"
 
@@ -731,66 +733,140 @@ class BoundWriter {
   py::array action_like_;  // and of an action
 };
 
-// The arrays of one batch, looked at once when they are made into this.
-class BatchArrays {
+// What the batches of one size look like to Python.
+struct ArrayForm {
+  BatchForm form;
+  std::vector<py::ssize_t> obs_shape;  // (batch, stack, ...)
+  std::vector<py::ssize_t> obs_strides;
+  py::ssize_t next_obs_offset;
+  std::vector<py::ssize_t> places_shape;
+  std::vector<py::ssize_t> action_shape;
+  py::dtype obs_dtype;
+  py::dtype action_dtype;
+};
+
+// `with_observations`: else a batch has places of a mirror instead.
+ArrayForm array_form(const Ring& ring, std::uint64_t count, std::uint64_t n_step, bool with_observations,
+                     const py::array& obs_like, const py::array& action_like) {
+  const RingShape& shape = ring.shape();
+  const std::uint64_t rows = TransitionReader(ring, {n_step, 1, Padding::kZeros}).observations_per_row();
+  const auto obs_bytes = static_cast<py::ssize_t>(shape.obs_bytes);
+  ArrayForm made{
+      {count, with_observations ? rows * shape.obs_bytes : 0, with_observations ? 0 : rows, shape.action_bytes},
+      {static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(shape.stack)},
+      {static_cast<py::ssize_t>(rows) * obs_bytes, obs_bytes},
+      obs_bytes * (n_step == 1 ? 1 : static_cast<py::ssize_t>(shape.stack)),
+      {static_cast<py::ssize_t>(count), static_cast<py::ssize_t>(rows)},
+      {static_cast<py::ssize_t>(count)},
+      obs_like.dtype(),
+      action_like.dtype()};
+  made.obs_shape.insert(made.obs_shape.end(), obs_like.shape(), obs_like.shape() + obs_like.ndim());
+  made.obs_strides.insert(made.obs_strides.end(), obs_like.strides(), obs_like.strides() + obs_like.ndim());
+  made.action_shape.insert(made.action_shape.end(), action_like.shape(), action_like.shape() + action_like.ndim());
+  return made;
+}
+
+// Memory whose batch nobody holds any more, but which a copy to a device may still be reading.
+struct Guarded {
+  std::shared_ptr<BatchMemory> memory;
+  std::vector<py::object> events;
+
+  bool passed() {
+    while (!events.empty() && py::cast<bool>(events.back().attr("query")())) events.pop_back();
+    return events.empty();
+  }
+};
+
+// Never destroyed: when Python ends, events cannot be asked any more, and what they guard must not be freed.
+std::vector<Guarded>& guarded_memory() {
+  static auto* const all = new std::vector<Guarded>();
+  return *all;
+}
+
+void free_what_passed() {
+  std::vector<Guarded> all = std::exchange(guarded_memory(), {});  // an event may do anything, also come back here
+  std::exception_ptr problem;
+  for (Guarded& one : all) {
+    try {
+      if (!problem && one.passed()) continue;
+    } catch (...) {
+      problem = std::current_exception();
+    }
+    guarded_memory().push_back(std::move(one));
+  }
+  if (problem) std::rethrow_exception(problem);
+}
+
+// What all the arrays of a batch hold. The memory goes back to its bank with the last of them.
+class Loan {
  public:
-  BatchArrays(py::array observations, py::array actions, Floats rewards, Floats discounts, Floats weights,
-              Longs indices)
-      : observations_(std::move(observations)),
-        actions_(std::move(actions)),
-        rewards_(std::move(rewards)),
-        discounts_(std::move(discounts)),
-        weights_(std::move(weights)),
-        indices_(std::move(indices)) {
-    count_ = static_cast<std::uint64_t>(rewards_.size());
-    for (const py::array& array : {observations_, actions_, py::array(rewards_), py::array(discounts_),
-                                   py::array(weights_), py::array(indices_)}) {
-      if ((array.flags() & py::array::c_style) == 0 || !array.writeable() || array.ndim() < 1 ||
-          static_cast<std::uint64_t>(array.shape(0)) != count_) {
-        throw std::invalid_argument("batch buffer: every array must be C-contiguous, writable and have " +
-                                    std::to_string(count_) + " rows");
-      }
-    }
-    if (indices_.size() != static_cast<py::ssize_t>(2 * count_)) {
-      throw std::invalid_argument("batch buffer: indices must have two columns, lane and step");
-    }
+  Loan(std::shared_ptr<const ArrayForm> form, std::shared_ptr<BatchMemory> memory)
+      : form_(std::move(form)), memory_(std::move(memory)) {}
+  Loan(const Loan&) = delete;  // goes back once
+  Loan& operator=(const Loan&) = delete;
+  ~Loan() {
+    if (!events_.empty()) guarded_memory().push_back({std::move(memory_), std::move(events_)});
   }
 
-  // Throws unless the arrays fit what `sampler` writes under `rules`.
-  BatchOut out(const RingShape& shape, std::uint64_t observations_per_row) const {
-    const std::uint64_t observation_bytes = count_ * observations_per_row * shape.obs_bytes;
-    if (static_cast<std::uint64_t>(observations_.nbytes()) != observation_bytes ||
-        static_cast<std::uint64_t>(actions_.nbytes()) != count_ * shape.action_bytes) {
-      throw std::invalid_argument(
-          "out: the buffer is for another replay or another n_step; make it with "
-          "replay.buffer(batch, n_step)");
+  void guard(py::object event) {
+    if (!py::hasattr(event, "query")) {
+      throw py::type_error("guard: " + py::repr(event).cast<std::string>() +
+                           " has no query(); give an event such as torch.cuda.Event, recorded after the copy");
     }
-    return {count_,
-            static_cast<std::uint8_t*>(const_cast<void*>(observations_.data())),
-            static_cast<std::uint8_t*>(const_cast<void*>(actions_.data())),
-            const_cast<float*>(rewards_.data()),
-            const_cast<float*>(discounts_.data()),
-            const_cast<float*>(weights_.data()),
-            const_cast<std::int64_t*>(indices_.data())};
+    events_.push_back(std::move(event));
+  }
+
+  const BatchMemory& memory() const noexcept { return *memory_; }
+
+  // In the order of a batch's fields; the first is None or the places.
+  static py::tuple arrays(const py::object& self) {
+    const Loan& loan = self.cast<const Loan&>();
+    const ArrayForm& form = *loan.form_;
+    const BatchOut out = loan.memory_->out();
+    const auto count = static_cast<py::ssize_t>(out.count);
+    py::object obs = py::none();
+    py::object next_obs = py::none();
+    py::object places = py::none();
+    if (out.observations != nullptr) {
+      obs = py::array(form.obs_dtype, form.obs_shape, form.obs_strides, out.observations, self);
+      next_obs =
+          py::array(form.obs_dtype, form.obs_shape, form.obs_strides, out.observations + form.next_obs_offset, self);
+    } else {
+      places = Longs(form.places_shape, out.places, self);
+    }
+    return py::make_tuple(obs, py::array(form.action_dtype, form.action_shape, out.actions, self),
+                          Floats(count, out.rewards, self), Floats(count, out.discounts, self), next_obs,
+                          Longs({count, py::ssize_t{2}}, out.indices, self), Floats(count, out.weights, self), places);
   }
 
  private:
-  py::array observations_;
-  py::array actions_;
-  Floats rewards_;
-  Floats discounts_;
-  Floats weights_;
-  Longs indices_;
-  std::uint64_t count_ = 0;
+  std::shared_ptr<const ArrayForm> form_;
+  std::shared_ptr<BatchMemory> memory_;
+  std::vector<py::object> events_;
 };
+
+// Memory that Python allocates (pinned): an array of bytes.
+BatchBank::Allocate allocated_by(py::function allocate) {
+  return [allocate = std::move(allocate)](std::size_t bytes) {
+    const auto array = allocate(bytes).cast<Bytes>();
+    if (static_cast<std::size_t>(array.size()) != bytes || !array.writeable()) {
+      throw std::invalid_argument("batch bank: expected a writable array of " + std::to_string(bytes) + " bytes");
+    }
+    auto* const data = reinterpret_cast<std::byte*>(const_cast<std::uint8_t*>(array.data()));
+    return Block{data, {new py::object(array), [](void* owner) {
+                          const py::gil_scoped_acquire acquired;  // a bank may be used without the interpreter's lock
+                          delete static_cast<py::object*>(owner);
+                        }}};
+  };
+}
 
 TransitionRules transition_rules(std::uint64_t n_step, double gamma, int padding) {
   return {n_step, gamma, static_cast<Padding>(padding)};
 }
 
-std::vector<std::uint64_t> checked_ends(const Sampler& sampler, const std::optional<std::vector<std::uint64_t>>& ends) {
+Ends checked_ends(const Sampler& sampler, const std::optional<std::vector<std::uint64_t>>& ends) {
   std::vector<std::uint64_t> published = sampler.ends();
-  if (!ends) return published;
+  if (!ends) return {std::move(published), false};
   if (ends->size() != published.size()) {
     throw std::invalid_argument("sample: the boundary is of " + std::to_string(ends->size()) +
                                 " lanes, the replay has " + std::to_string(published.size()));
@@ -802,10 +878,180 @@ std::vector<std::uint64_t> checked_ends(const Sampler& sampler, const std::optio
                                   " are published");
     }
   }
-  return *ends;
+  return {*ends, true};
 }
 
-constexpr int kOvertakenTries = 100;
+using Doubles = py::array_t<double, py::array::c_style>;
+
+void check_priorities(const RingShape& shape, const Longs& indices, const Doubles& priorities) {
+  for (py::ssize_t i = 0; i < priorities.size(); ++i) {
+    const std::int64_t lane = indices.data()[2 * i];
+    if (lane < 0 || static_cast<std::uint64_t>(lane) >= shape.lanes || indices.data()[2 * i + 1] < 0) {
+      throw py::index_error("update_priorities: (lane " + std::to_string(lane) + ", step " +
+                            std::to_string(indices.data()[2 * i + 1]) + ") is not an index that was sampled");
+    }
+    const double priority = priorities.data()[i];
+    if (!std::isfinite(priority) || priority < 0) {
+      throw std::invalid_argument("update_priorities: priority " + std::to_string(priority) +
+                                  " is not a finite number from 0 on");
+    }
+  }
+}
+
+// A prefetcher belongs to the process that made it: its thread does not exist in a forked child.
+class PrefetchHandle {
+ public:
+  PrefetchHandle(std::shared_ptr<Sampler> sampler, std::shared_ptr<BatchBank> bank,
+                 std::shared_ptr<const ArrayForm> form, const TransitionRules& rules)
+      : sampler_(std::move(sampler)),
+        bank_(std::move(bank)),
+        form_(std::move(form)),
+        rules_(rules),
+        prefetcher_(std::make_unique<Prefetcher>(sampler_)),
+        owner_(getpid()) {}
+  PrefetchHandle(const PrefetchHandle&) = delete;
+  PrefetchHandle& operator=(const PrefetchHandle&) = delete;
+  ~PrefetchHandle() {
+    if (!made_here()) {
+      static_cast<void>(prefetcher_.release());  // joining a thread that a fork left behind would wait for ever
+      return;
+    }
+    const py::gil_scoped_release released;
+    prefetcher_.reset();
+  }
+
+  void request(const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
+    Prefetcher& prefetcher = get("request");
+    free_what_passed();
+    prefetcher.ask(Prefetcher::Draw{rules_, checked_ends(*sampler_, ends), beta, bank_->lend(form_->form)});
+  }
+
+  void update(const Longs& indices, const Doubles& priorities) {
+    Prefetcher& prefetcher = get("update_priorities");
+    check_priorities(sampler_->ring().shape(), indices, priorities);
+    prefetcher.ask(Prefetcher::Update{{indices.data(), indices.data() + indices.size()},
+                                      {priorities.data(), priorities.data() + priorities.size()}});
+  }
+
+  std::unique_ptr<Loan> take(double timeout_s) {
+    Prefetcher& prefetcher = get("take");
+    std::shared_ptr<BatchMemory> memory = prefetcher.take(std::chrono::nanoseconds(0), {});  // mostly it is there
+    if (!memory) {
+      const Inside inside(*this);
+      memory = prefetcher.take(nanoseconds(timeout_s), let_signals_through);
+    }
+    if (!memory) throw WaitTimeout("take: no batch after " + std::to_string(timeout_s) + " s; take() again, later");
+    return std::make_unique<Loan>(form_, std::move(memory));
+  }
+
+  void drain(const std::string& operation, double timeout_s) {
+    Prefetcher& prefetcher = get(operation.c_str());
+    const Inside inside(*this);
+    if (!prefetcher.drain(nanoseconds(timeout_s), let_signals_through)) {
+      throw WaitTimeout(operation + ": the prefetcher was not done after " + std::to_string(timeout_s) + " s");
+    }
+  }
+
+  std::size_t asked_and_not_taken() { return get("pending").asked_and_not_taken(); }
+
+  void close() {
+    if (!made_here()) return;  // nothing of it is in this process to close
+    const py::gil_scoped_release released;
+    prefetcher_->close();
+    // Threads inside a call come out of it now, and need the interpreter for that: where Python is about to end, they
+    // must not be found inside. (Not this very thread, in a signal handler: hence an end to it.)
+    const auto began = std::chrono::steady_clock::now();
+    while (inside_ > 0 && std::chrono::steady_clock::now() - began < std::chrono::seconds(1)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+ private:
+  // A wait without the interpreter's lock; counted until it is had again.
+  class Inside {
+   public:
+    explicit Inside(PrefetchHandle& handle) : handle_(handle) {
+      ++handle_.inside_;
+      released_.emplace();
+    }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+    ~Inside() {
+      released_.reset();
+      --handle_.inside_;
+    }
+
+   private:
+    PrefetchHandle& handle_;
+    std::optional<py::gil_scoped_release> released_;
+  };
+
+  static std::chrono::nanoseconds nanoseconds(double seconds) {  // below 0: no end
+    constexpr double kMostSeconds = 1e9;
+    if (seconds < 0) seconds = kMostSeconds;
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::duration<double>(std::min(seconds, kMostSeconds)));
+  }
+  bool made_here() const { return getpid() == owner_; }
+  Prefetcher& get(const char* operation) const {
+    if (!made_here()) {
+      throw PrefetcherClosed(std::string(operation) + ": this prefetcher was made by process " +
+                             std::to_string(owner_) +
+                             " and its thread is not in this forked process; attach to the replay and make one here");
+    }
+    return *prefetcher_;
+  }
+
+  std::shared_ptr<Sampler> sampler_;
+  std::shared_ptr<BatchBank> bank_;
+  std::shared_ptr<const ArrayForm> form_;
+  TransitionRules rules_;
+  std::unique_ptr<Prefetcher> prefetcher_;
+  pid_t owner_;
+  std::atomic<int> inside_ = 0;
+};
+
+// Steps first .. end - 1 of a lane with all that their slots say; None if they are not all there any more.
+py::object look_at(const Ring& ring, std::uint64_t lane, std::uint64_t first, std::uint64_t end,
+                   const py::array& obs_like, const py::array& action_like) {
+  require_lane(ring, lane, "look");
+  const RingShape& shape = ring.shape();
+  const auto count = static_cast<py::ssize_t>(end - first);
+  std::vector<std::uint64_t> slots((end - first) * ring.slot_words());
+  if (!ring.copy_slots(lane, first, end, slots.data())) return py::none();
+  const auto rows_like = [&](const py::array& like) {
+    std::vector<py::ssize_t> rows{count};
+    rows.insert(rows.end(), like.shape(), like.shape() + like.ndim());
+    return py::array(like.dtype(), rows);
+  };
+  py::array obs = rows_like(obs_like);
+  py::array action = rows_like(action_like);
+  auto* obs_to = static_cast<std::uint8_t*>(obs.mutable_data());
+  auto* action_to = static_cast<std::uint8_t*>(action.mutable_data());
+  std::vector<lane::SlotMeta> metas;
+  for (const std::uint64_t* slot = slots.data(); slot != slots.data() + slots.size(); slot += ring.slot_words()) {
+    metas.push_back(lane::load_meta(slot));
+    std::memcpy(action_to, slot + lane::kMetaWords, shape.action_bytes);
+    std::memcpy(obs_to, slot + shape.meta_words(), shape.obs_bytes);
+    action_to += shape.action_bytes;
+    obs_to += shape.obs_bytes;
+  }
+  const auto each = [&]<typename Get>(const Get& get) {
+    py::array_t<decltype(get(metas[0]))> values(count);
+    for (py::ssize_t i = 0; i < count; ++i) values.mutable_at(i) = get(metas[static_cast<std::size_t>(i)]);
+    return values;
+  };
+  py::dict d;
+  d["step"] = each([](const lane::SlotMeta& m) { return m.step; });
+  d["obs"] = obs;
+  d["action"] = action;
+  d["reward"] = each([](const lane::SlotMeta& m) { return m.reward; });
+  d["episode"] = each([](const lane::SlotMeta& m) { return m.episode; });
+  d["first"] = each([](const lane::SlotMeta& m) { return m.first(); });
+  d["terminated"] = each([](const lane::SlotMeta& m) { return m.terminated(); });
+  d["truncated"] = each([](const lane::SlotMeta& m) { return m.truncated(); });
+  return d;
+}
 
 // What any replay must do at least: copy runs of neighbouring frames. For measurements.
 void copy_runs(const Bytes& frames, const Longs& starts, std::uint64_t run_bytes, std::uint64_t frame_bytes,
@@ -838,10 +1084,12 @@ void register_replay(py::module_& m) {
            "shape"_a)
       .def_static(
           "attach",
-          [](std::int64_t pid, int descriptor, std::uint64_t inode, std::uint64_t bytes, const py::dict& shape) {
-            return Ring::attach({pid, descriptor, inode, bytes}, shape_from(shape));
+          [](std::int64_t pid, int descriptor, std::uint64_t inode, std::uint64_t bytes, const py::dict& shape,
+             bool read_only) {
+            return Ring::attach({pid, descriptor, inode, bytes}, shape_from(shape),
+                                read_only ? Access::kReadOnly : Access::kReadWrite);
           },
-          "pid"_a, "descriptor"_a, "inode"_a, "bytes"_a, "shape"_a)
+          "pid"_a, "descriptor"_a, "inode"_a, "bytes"_a, "shape"_a, "read_only"_a)
       .def("address",
            [](const Ring& self) {
              const RegionAddress address = self.region().address();
@@ -880,6 +1128,20 @@ void register_replay(py::module_& m) {
             return slots;
           },
           "lane"_a, "first"_a, "end"_a)
+      .def(
+          "copy_observations",
+          [](const Ring& self, std::uint64_t lane, std::uint64_t first, std::uint64_t end, Bytes out) {
+            require_lane(self, lane, "copy_observations");
+            if (static_cast<std::uint64_t>(out.size()) != (end - first) * self.shape().obs_bytes || !out.writeable()) {
+              throw std::invalid_argument("copy_observations: out must be writable and of " +
+                                          std::to_string((end - first) * self.shape().obs_bytes) + " bytes");
+            }
+            std::uint8_t* const to = out.mutable_data();
+            const py::gil_scoped_release released;
+            return self.copy_observations(lane, first, end, to);
+          },
+          "lane"_a, "first"_a, "end"_a, "out"_a.noconvert())
+      .def("look", look_at, "lane"_a, "first"_a, "end"_a, "obs_like"_a, "action_like"_a)
       .def_static(
           "restore",
           [](const std::shared_ptr<Ring>& ring, std::uint64_t lane, std::uint64_t first,
@@ -931,79 +1193,91 @@ void register_replay(py::module_& m) {
       .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
 
   py::class_<RingSink, FrameSink, std::shared_ptr<RingSink>>(m, "RingSink")
-      .def(py::init([](const std::shared_ptr<Ring>& ring, bool continue_episodes) {
+      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes,
+                       bool continue_episodes) {
              if (ring->shape().obs_bytes != kObsBytes || ring->shape().action_bytes != sizeof(std::int64_t)) {
                throw std::invalid_argument("sink: a pool writes 84x84 bytes and discrete actions, the replay is for " +
                                            std::to_string(ring->shape().obs_bytes) + " and " +
                                            std::to_string(ring->shape().action_bytes) + " bytes");
              }
-             return std::make_shared<RingSink>(ring, continue_episodes);
+             return std::make_shared<RingSink>(ring, first_lane, lanes, continue_episodes);
            }),
-           "ring"_a, "continue_episodes"_a)
+           "ring"_a, "first_lane"_a, "lanes"_a, "continue_episodes"_a)
       .def("bytes_stored", [](const RingSink& self) {
         std::uint64_t sum = 0;
         for (int env = 0; env < self.num_envs(); ++env) sum += self.writer(env).bytes_stored();
         return sum;
       });
 
-  py::class_<BatchArrays>(m, "BatchArrays")
-      .def(py::init<py::array, py::array, Floats, Floats, Floats, Longs>(), "observations"_a.noconvert(),
-           "actions"_a.noconvert(), "rewards"_a.noconvert(), "discounts"_a.noconvert(), "weights"_a.noconvert(),
-           "indices"_a.noconvert());
+  py::class_<ArrayForm, std::shared_ptr<ArrayForm>>(m, "BatchForm")
+      .def(py::init([](const Ring& ring, std::uint64_t count, std::uint64_t n_step, bool with_observations,
+                       const py::array& obs_like, const py::array& action_like) {
+             return std::make_shared<ArrayForm>(
+                 array_form(ring, count, n_step, with_observations, obs_like, action_like));
+           }),
+           "ring"_a, "count"_a, "n_step"_a, "with_observations"_a, "obs_like"_a, "action_like"_a);
 
-  py::class_<Sampler>(m, "Sampler")
+  py::class_<Loan>(m, "Loan")
+      .def("arrays", [](const py::object& self) { return Loan::arrays(self); })
+      .def("guard", &Loan::guard, "event"_a);
+
+  py::class_<BatchBank, std::shared_ptr<BatchBank>>(m, "BatchBank")
+      .def(py::init<>())
+      .def(py::init(
+               [](py::function allocate) { return std::make_shared<BatchBank>(allocated_by(std::move(allocate))); }),
+           "allocate"_a)
+      .def(
+          "lend",
+          [](BatchBank& self, const std::shared_ptr<ArrayForm>& form) {
+            free_what_passed();
+            return std::make_unique<Loan>(form, self.lend(form->form));
+          },
+          "form"_a)
+      .def_property_readonly("idle", &BatchBank::idle);
+
+  py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler")
       .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t seed, std::optional<double> alpha) {
              std::optional<PriorityOptions> options;
              if (alpha) options = PriorityOptions{*alpha};
-             return std::make_unique<Sampler>(ring, seed, options);
+             return std::make_shared<Sampler>(ring, seed, options);
            }),
            "ring"_a, "seed"_a, "alpha"_a.none(true))
       .def(
           "sample",
-          [](Sampler& self, const BatchArrays& arrays, std::uint64_t n_step, double gamma, int padding,
+          [](Sampler& self, const Loan& loan, std::uint64_t n_step, double gamma, int padding,
              const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
             const TransitionRules rules = transition_rules(n_step, gamma, padding);
-            const BatchOut out =
-                arrays.out(self.ring().shape(), TransitionReader(self.ring(), rules).observations_per_row());
-            std::vector<std::uint64_t> until = checked_ends(self, ends);
-            const py::gil_scoped_release released;
-            for (int tries = 1;; ++tries) {
-              try {
-                return self.sample(rules, until, beta, out);
-              } catch (const Overtaken&) {
-                if (ends || tries == kOvertakenTries) throw;
-                until = self.ends();  // what was lost was the moment, not the batch
-              }
+            const RingShape& shape = self.ring().shape();
+            const std::uint64_t rows = TransitionReader(self.ring(), rules).observations_per_row();
+            const BatchForm& form = loan.memory().form();
+            if ((form.places != rows && form.observation_bytes != rows * shape.obs_bytes) ||
+                form.action_bytes != shape.action_bytes) {
+              throw std::invalid_argument(
+                  "out: the buffer is for another replay or another n_step; make it with "
+                  "replay.buffer(batch, n_step)");
             }
+            const Ends until = checked_ends(self, ends);
+            const BatchOut out = loan.memory().out();
+            const py::gil_scoped_release released;
+            self.sample(rules, until, beta, out);
           },
-          "arrays"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
+          "loan"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
       .def(
           "update",
-          [](Sampler& self, const Longs& indices, const py::array_t<double, py::array::c_style>& priorities) {
-            const std::uint64_t lanes = self.ring().shape().lanes;
-            for (py::ssize_t i = 0; i < priorities.size(); ++i) {
-              const std::int64_t lane = indices.data()[2 * i];
-              if (lane < 0 || static_cast<std::uint64_t>(lane) >= lanes || indices.data()[2 * i + 1] < 0) {
-                throw py::index_error("update_priorities: (lane " + std::to_string(lane) + ", step " +
-                                      std::to_string(indices.data()[2 * i + 1]) + ") is not an index that was sampled");
-              }
-              const double priority = priorities.data()[i];
-              if (!std::isfinite(priority) || priority < 0) {
-                throw std::invalid_argument("update_priorities: priority " + std::to_string(priority) +
-                                            " is not a finite number from 0 on");
-              }
-            }
+          [](Sampler& self, const Longs& indices, const Doubles& priorities) {
+            check_priorities(self.ring().shape(), indices, priorities);
+            const py::gil_scoped_release released;
             return self.update(indices.data(), priorities.data(), static_cast<std::uint64_t>(priorities.size()));
           },
           "indices"_a, "priorities"_a)
       .def_property("batches", &Sampler::batches, &Sampler::set_batches)
       .def("state",
-           [](Sampler& self) -> py::object {
-             Priorities* const priorities = self.priorities();
-             if (priorities == nullptr) return py::none();
-             const Priorities::State state = priorities->state();
+           [](const Sampler& self) -> py::object {
+             const std::optional<Sampler::State> found = self.state();
+             if (!found) return py::none();
+             const Priorities::State& state = found->priorities;
              return py::make_tuple(
-                 self.rules().n_step, state.largest, state.first, state.entered, state.ends,
+                 found->n_step, state.largest, state.first, state.entered, state.ends,
                  py::array_t<std::uint64_t>(static_cast<py::ssize_t>(state.weights.size()), state.weights.data()));
            })
       .def(
@@ -1018,6 +1292,268 @@ void register_replay(py::module_& m) {
           "n_step"_a, "gamma"_a, "padding"_a, "largest"_a, "first"_a, "entered"_a, "ends"_a, "weights"_a)
       .def_property_readonly("race_rejects", &Sampler::race_rejects)
       .def_property_readonly("stale_updates", &Sampler::stale_updates);
+
+  py::class_<PrefetchHandle>(m, "Prefetcher")
+      .def(py::init([](const std::shared_ptr<Sampler>& sampler, const std::shared_ptr<BatchBank>& bank,
+                       const std::shared_ptr<ArrayForm>& form, std::uint64_t n_step, double gamma, int padding) {
+             return std::make_unique<PrefetchHandle>(sampler, bank, form, transition_rules(n_step, gamma, padding));
+           }),
+           "sampler"_a, "bank"_a, "form"_a, "n_step"_a, "gamma"_a, "padding"_a)
+      .def("request", &PrefetchHandle::request, "ends"_a.none(true), "beta"_a)
+      .def("update", &PrefetchHandle::update, "indices"_a, "priorities"_a)
+      .def("take", &PrefetchHandle::take, "timeout_s"_a)
+      .def("drain", &PrefetchHandle::drain, "operation"_a, "timeout_s"_a)
+      .def("pending", &PrefetchHandle::asked_and_not_taken)
+      .def("close", &PrefetchHandle::close);
+}
+
+// ---- MuJoCo
+
+using Doubles = py::array_t<double, py::array::c_style>;
+
+const void* address_of(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
+mujoco::Data* data_at(std::uintptr_t address) { return reinterpret_cast<mujoco::Data*>(address); }
+
+mujoco::Range range_from(const py::handle& given) {
+  const auto [low, high] = given.cast<std::pair<double, double>>();
+  return {low, high};
+}
+
+mujoco::Sizes sizes_from(const py::dict& d) {
+  return {d["nq"].cast<std::size_t>(), d["nv"].cast<std::size_t>(), d["nu"].cast<std::size_t>(),
+          d["nbody"].cast<std::size_t>()};
+}
+
+mujoco::TaskRules task_rules_from(const py::dict& d) {
+  mujoco::TaskRules rules{};
+  rules.task = static_cast<mujoco::Task>(d["task"].cast<int>());
+  rules.sizes = sizes_from(d);
+  rules.frame_skip = d["frame_skip"].cast<int>();
+  rules.max_episode_steps = d["max_episode_steps"].cast<int>();
+  rules.step_s = d["step_s"].cast<double>();
+  rules.start_z = d["start_z"].cast<double>();
+  rules.forward_reward_weight = d["forward_reward_weight"].cast<double>();
+  rules.ctrl_cost_weight = d["ctrl_cost_weight"].cast<double>();
+  rules.contact_cost_weight = d["contact_cost_weight"].cast<double>();
+  rules.healthy_reward = d["healthy_reward"].cast<double>();
+  rules.terminate_when_unhealthy = d["terminate_when_unhealthy"].cast<bool>();
+  rules.healthy_state = range_from(d["healthy_state_range"]);
+  rules.healthy_z = range_from(d["healthy_z_range"]);
+  rules.healthy_angle = range_from(d["healthy_angle_range"]);
+  rules.contact_force = range_from(d["contact_force_range"]);
+  rules.skipped_positions = d["skipped_positions"].cast<std::size_t>();
+  rules.contact_in_obs = d["contact_in_obs"].cast<bool>();
+  rules.main_body = d["main_body"].cast<std::size_t>();
+  rules.fused_norm = d["fused_norm"].cast<bool>();
+  return rules;
+}
+
+// Where an array lies, if it has the type and the size that C++ will assume.
+template <typename T>
+T* memory_of(const py::dict& arrays, const char* name, std::size_t size) {
+  const py::object given = arrays[name];
+  if (!py::isinstance<py::array_t<T, py::array::c_style>>(given)) {
+    throw std::invalid_argument(std::string("mujoco: '") + name + "' is not a C-contiguous array of the right type");
+  }
+  auto array = py::reinterpret_borrow<py::array>(given);
+  if (static_cast<std::size_t>(array.size()) < size) {
+    throw std::invalid_argument(std::string("mujoco: '") + name + "' has " + std::to_string(array.size()) +
+                                " numbers, expected " + std::to_string(size));
+  }
+  return static_cast<T*>(array.mutable_data());
+}
+
+mujoco::EnvMemory env_memory_from(const py::dict& d, const mujoco::Sizes& sizes) {
+  return {data_at(d["data"].cast<std::uintptr_t>()),     memory_of<double>(d, "qpos", sizes.nq),
+          memory_of<double>(d, "qvel", sizes.nv),        memory_of<double>(d, "ctrl", sizes.nu),
+          memory_of<double>(d, "xpos", 3 * sizes.nbody), memory_of<double>(d, "cfrc_ext", 6 * sizes.nbody)};
+}
+
+// A pool with what keeps its memory alive. It belongs to the process that made it, and to one call at a time.
+class MujocoHandle {
+ public:
+  MujocoHandle(const std::shared_ptr<mujoco::Library>& library, const py::dict& rules, std::uintptr_t model,
+               const std::vector<py::dict>& envs, const py::dict& arrays, const std::string& task_name, int autoreset,
+               int starts_each, int threads, int spin_us, py::object keep)
+      : keep_(std::move(keep)), arrays_(arrays), owner_(getpid()) {
+    const mujoco::TaskRules converted = task_rules_from(rules);
+    const mujoco::Sizes& sizes = converted.sizes;
+    std::vector<mujoco::EnvMemory> memories;
+    for (const py::dict& env : envs) memories.push_back(env_memory_from(env, sizes));
+    const std::size_t count = envs.size();
+    const std::size_t obs = count * obs_size(converted);
+    const std::size_t terms = count * terms_of(converted.task).size();
+    const std::size_t starts = count * static_cast<std::size_t>(starts_each);
+    const mujoco::PoolMemory memory{memory_of<double>(arrays, "obs", obs),
+                                    memory_of<double>(arrays, "reward", count),
+                                    memory_of<bool>(arrays, "terminated", count),
+                                    memory_of<bool>(arrays, "truncated", count),
+                                    memory_of<double>(arrays, "terms", terms),
+                                    memory_of<double>(arrays, "final_obs", obs),
+                                    memory_of<double>(arrays, "final_terms", terms),
+                                    memory_of<bool>(arrays, "was_reset", count),
+                                    memory_of<bool>(arrays, "episode_over", count),
+                                    memory_of<std::int64_t>(arrays, "elapsed_steps", count),
+                                    starts_each,
+                                    memory_of<std::int64_t>(arrays, "next_start", count),
+                                    memory_of<double>(arrays, "start_qpos", starts * sizes.nq),
+                                    memory_of<double>(arrays, "start_qvel", starts * sizes.nv)};
+    pool_ = std::make_unique<mujoco::MujocoPool>(library, address_of(model), memories, converted,
+                                                 static_cast<mujoco::Autoreset>(autoreset), memory, task_name, threads,
+                                                 std::chrono::microseconds(spin_us));
+  }
+  MujocoHandle(const MujocoHandle&) = delete;
+  MujocoHandle& operator=(const MujocoHandle&) = delete;
+  ~MujocoHandle() {
+    if (getpid() != owner_) {
+      static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
+      return;
+    }
+    const py::gil_scoped_release released;
+    pool_.reset();
+  }
+
+  template <typename Work>
+  auto use(const char* operation, Work work) {
+    require_here(operation);
+    if (in_use_.exchange(true)) {
+      throw std::logic_error(std::string(operation) +
+                             ": another thread is inside a call of this pool; use one pool a thread, or take turns");
+    }
+    const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> leave(
+        &in_use_, [](std::atomic<bool>* flag) { *flag = false; });
+    const py::gil_scoped_release released;
+    return work(*pool_);
+  }
+
+  void require_here(const char* operation) const {
+    if (getpid() == owner_) return;
+    throw std::logic_error(std::string(operation) + ": this pool was made by process " + std::to_string(owner_) +
+                           " and its threads are not in this forked process; make a pool here");
+  }
+
+  void close() {
+    if (getpid() != owner_) return;  // nothing of it is in this process to close
+    const py::gil_scoped_release released;
+    pool_->close();
+  }
+
+  bool starts_used_up() const { return pool_->starts_used_up(); }
+
+  template <typename Action>
+  int step(const py::array_t<Action, py::array::c_style>& actions) {
+    const auto size = static_cast<std::size_t>(actions.size());
+    const std::size_t expected = static_cast<std::size_t>(pool_->num_envs()) * pool_->rules().sizes.nu;
+    if (size != expected) {
+      throw std::invalid_argument("step: actions have " + std::to_string(size) + " numbers, expected " +
+                                  std::to_string(expected));
+    }
+    return use("step",
+               [given = std::span(actions.data(), size)](mujoco::MujocoPool& pool) { return pool.step(given); });
+  }
+
+  void reset(const py::array_t<bool, py::array::c_style>& chosen) {
+    if (chosen.size() != pool_->num_envs()) throw std::invalid_argument("reset: one flag for each env");
+    use("reset", [given = std::span(chosen.data(), static_cast<std::size_t>(chosen.size()))](mujoco::MujocoPool& pool) {
+      pool.reset(given);
+    });
+  }
+
+ private:
+  py::object keep_;
+  py::dict arrays_;
+  pid_t owner_;
+  std::atomic<bool> in_use_ = false;
+  std::unique_ptr<mujoco::MujocoPool> pool_;
+};
+
+// The calls of some envs again, for measurements: what is done is envs x steps, what with an env each.
+void repeat_calls(const mujoco::Library& library, std::uintptr_t model, const std::vector<py::dict>& envs,
+                  const py::dict& sizes, const py::array_t<bool, py::array::c_style>& is_reset, const Doubles& ctrl,
+                  const Doubles& qpos, const Doubles& qvel, int frame_skip) {
+  const mujoco::Sizes converted = sizes_from(sizes);
+  if (envs.empty() || static_cast<std::size_t>(is_reset.size()) % envs.size() != 0) {
+    throw std::invalid_argument("mujoco_step_loop: is_reset has " + std::to_string(is_reset.size()) +
+                                " flags, expected as many steps for each of " + std::to_string(envs.size()) + " envs");
+  }
+  const std::size_t steps = static_cast<std::size_t>(is_reset.size()) / envs.size();
+  std::vector<mujoco::EnvMemory> memories;
+  std::vector<mujoco::RecordedCalls> calls;
+  for (std::size_t env = 0; env < envs.size(); ++env) {
+    const auto numbers = [&](const char* name, const Doubles& array, std::size_t each) {
+      if (static_cast<std::size_t>(array.size()) != envs.size() * steps * each) {
+        throw std::invalid_argument(std::string("mujoco_step_loop: ") + name + " has " + std::to_string(array.size()) +
+                                    " numbers, expected " + std::to_string(envs.size() * steps * each));
+      }
+      const double* first = array.data() + env * steps * each;
+      return std::vector<double>(first, first + steps * each);
+    };
+    const bool* resets = is_reset.data() + env * steps;
+    memories.push_back(env_memory_from(envs[env], converted));
+    calls.push_back({{resets, resets + steps},
+                     numbers("ctrl", ctrl, converted.nu),
+                     numbers("qpos", qpos, converted.nq),
+                     numbers("qvel", qvel, converted.nv)});
+  }
+  const py::gil_scoped_release released;
+  library.repeat(address_of(model), converted, memories, calls, frame_skip);
+}
+
+void register_mujoco(py::module_& m) {
+  py::class_<mujoco::Library, std::shared_ptr<mujoco::Library>>(m, "MujocoLibrary")
+      .def(
+          "step",
+          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
+            self.step(address_of(model), data_at(data));
+          },
+          "model"_a, "data"_a)
+      .def(
+          "forward",
+          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
+            self.forward(address_of(model), data_at(data));
+          },
+          "model"_a, "data"_a)
+      .def(
+          "reset_data",
+          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
+            self.reset_data(address_of(model), data_at(data));
+          },
+          "model"_a, "data"_a)
+      .def(
+          "rne_post_constraint",
+          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
+            self.rne_post_constraint(address_of(model), data_at(data));
+          },
+          "model"_a, "data"_a)
+      .def("version", [](const mujoco::Library& self) { return self.version(); });
+  m.def(
+      "open_mujoco",
+      [](const std::string& file, bool own_clock, const std::string& step_symbol) {
+        return std::const_pointer_cast<mujoco::Library>(mujoco::Library::open(file, own_clock, step_symbol));
+      },
+      "module_file"_a, py::kw_only(), "own_clock"_a, "step_symbol"_a = mujoco::kStepSymbol);
+  m.def("mujoco_terms", [](int task) {
+    std::vector<std::pair<std::string, bool>> terms;
+    for (const mujoco::Term& term : terms_of(static_cast<mujoco::Task>(task))) {
+      terms.emplace_back(term.name, term.at_reset);
+    }
+    return terms;
+  });
+  m.def("mujoco_obs_size", [](const py::dict& rules) { return obs_size(task_rules_from(rules)); }, "rules"_a);
+  m.def("mujoco_step_loop", repeat_calls, "library"_a, "model"_a, "envs"_a, "sizes"_a, py::kw_only(), "is_reset"_a,
+        "ctrl"_a, "qpos"_a, "qvel"_a, "frame_skip"_a);
+  py::class_<MujocoHandle>(m, "MujocoPool")
+      .def(
+          py::init<const std::shared_ptr<mujoco::Library>&, const py::dict&, std::uintptr_t,
+                   const std::vector<py::dict>&, const py::dict&, const std::string&, int, int, int, int, py::object>(),
+          "library"_a, "rules"_a, "model"_a, "envs"_a, "arrays"_a, py::kw_only(), "task_name"_a, "autoreset"_a,
+          "starts_each"_a, "threads"_a, "spin_us"_a, "keep"_a)
+      .def("step", &MujocoHandle::step<float>, "actions"_a.noconvert())
+      .def("step", &MujocoHandle::step<double>, "actions"_a.noconvert())
+      .def("reset", &MujocoHandle::reset, "chosen"_a.noconvert())
+      .def("starts_used_up", &MujocoHandle::starts_used_up)
+      .def("require_here", &MujocoHandle::require_here, "operation"_a)
+      .def("close", &MujocoHandle::close);
 }
 
 }  // namespace
@@ -1047,4 +1583,5 @@ PYBIND11_MODULE(_core, m) {
   fastrl::register_sinks(m);
   fastrl::register_pool(m);
   fastrl::register_replay(m);
+  fastrl::register_mujoco(m);
 }

@@ -8,17 +8,21 @@
 
 ``fastrl.load("runs/pong").act(obs)`` uses what a run has learned.
 
-Importing fastrl imports no torch; trainers and ``load`` do, when they are first used.
+Importing fastrl imports no torch and no mujoco; trainers, ``load`` and pools do, when they need them.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.batches import Batch
 from fastrl.engine.games import playable_games as games
+from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.native import __version__, build_info
+from fastrl.engine.observer import Observer
+from fastrl.engine.prefetch import Prefetcher
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
-from fastrl.engine.replay import Batch, LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
+from fastrl.engine.replay import LaneBusy, NothingToSample, Replay, ReplayHandle, Writer
 from fastrl.engine.replay_store import DamagedReplay
 
 if TYPE_CHECKING:
@@ -29,7 +33,10 @@ __all__ = [
     "Batch",
     "DamagedReplay",
     "LaneBusy",
+    "MujocoPool",
     "NothingToSample",
+    "Observer",
+    "Prefetcher",
     "Protocol",
     "Replay",
     "ReplayHandle",

@@ -18,11 +18,14 @@ Differences from the paper, each with its reason:
   as for fastrl.a3c, with the same reasons.
 - One-step workers act on a copy of the shared parameters made at the start of a round of 5 steps (the paper: on the
   shared ones themselves), so that a round's gradient is of one set of parameters.
+- Where an episode was cut (a time limit) what follows is the best action's value in the state in which it was cut, for
+  Sarsa too: no action was chosen there.
 - What the paper leaves out (rate, epsilon of RMSProp, clipping) follows its authors' e-mails on A3C.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +38,7 @@ from fastrl._command import run
 from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game, is_atari
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
@@ -175,10 +178,11 @@ class Worker(AsyncWorker):
         """Begin, or go on from what :meth:`state` gave."""
         super().start(state)
         self.finals = final_epsilons(self.config, self.stream, self.envs.num_envs)
-        self.target = FlatNetwork(build(self.description))
+        self.target = FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
+        self.target_refresh = -1  # which one the copy is of
         # Sarsa has chosen its next action before the round ends.
         self.chosen: npt.NDArray[np.int64] | None = None
-        if state and state["chosen"] is not None:
+        if state and state["chosen"] is not None and state["envs"] is not None:  # new episodes need new choices
             self.chosen = np.array(state["chosen"], np.int64)
 
     def state(self) -> dict[str, Any]:
@@ -206,35 +210,35 @@ class Worker(AsyncWorker):
         self._refresh_target(steps_before)
         self.optimiser.snapshot(self.local.values)
         epsilons = self._epsilons(steps_before)
+        seen: list[npt.NDArray[Any]] = []
         shown: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
-        while not self._complete(played):
-            values = self._values(self.local, self.obs)
-            actions = self._explore(values, epsilons) if self.chosen is None else self.chosen
+        while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
+            with torch.set_grad_enabled(self.keeps_graph):
+                shown.append(self._values(self.local, self.obs))
+            seen.append(self.obs)
+            chosen.append(self._explore(shown[-1], epsilons) if self.chosen is None else self.chosen)
             self.chosen = None
-            played.append(self.envs.step(actions))
-            shown.append(values)
-            chosen.append(actions)
+            played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
             self.obs = played[-1].obs
         if config.sarsa:
             with torch.no_grad():
                 self.chosen = self._explore(self._values(self.local, self.obs), epsilons)
         target = self._targets(played, chosen)
-        values = torch.stack(shown)
+        if self.keeps_graph:
+            values = torch.stack(shown)
+        else:
+            values = self._values(self.local, np.concatenate(seen)).view(*target.shape, -1)
         taken = values.gather(-1, torch.from_numpy(np.stack(chosen)).unsqueeze(-1)).squeeze(-1)
         errors = (target - taken).square()
         norm = self.apply(errors.sum(0).mean(), steps_before)
-        sums = [float(errors.detach().mean()), float(values.detach().mean()), float(epsilons.mean()), norm]
+        values = values.detach()
+        self.look(seen, list(values.argmax(-1).numpy()))
+        sums = [float(errors.detach().mean()), float(values.mean()), float(epsilons.mean()), norm]
         return len(played) * self.envs.num_envs, games, sums
-
-    def _complete(self, played: list[Played]) -> bool:
-        steps = self.config.round_steps if self.config.n_step == 1 else self.config.n_step
-        if steps:
-            return bool(len(played) == steps)
-        return bool(played) and bool(played[-1].terminated[0] | played[-1].truncated[0])
 
     def _targets(self, played: list[Played], chosen: list[npt.NDArray[np.int64]]) -> Tensor:
         config, envs = self.config, self.envs.num_envs
@@ -269,7 +273,10 @@ class Worker(AsyncWorker):
         if period > shared.refreshes:
             shared.further[0].copy_(shared.values)
             shared.refreshes = period
-        self.target.values.copy_(shared.further[0])
+        refresh = shared.refreshes  # read first: a copy that is of a later one is made once more
+        if refresh != self.target_refresh:
+            self.target.values.copy_(shared.further[0])
+            self.target_refresh = refresh
 
 
 def default_preset(env: str | None) -> Literal["paper", "classic"]:
@@ -281,5 +288,11 @@ RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
 train = RECIPE.train
 TRAINER = Trainer("async_q", Config, PRESETS, train, default_preset)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    command_line.main(TRAINER, arguments)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

@@ -36,8 +36,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl._command import run
+from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
-from fastrl.engine.replay import Batch
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build
@@ -354,6 +354,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
         config.env,
         config.num_envs,
         config.replay_capacity,
+        threads=config.threads,
         seed=seeds.whole(config.seed, life),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,
@@ -529,5 +530,11 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
 
 TRAINER = Trainer("ddpg", Config, PRESETS, train, lambda env: "fast")
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

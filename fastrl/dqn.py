@@ -34,12 +34,13 @@ from torch import Tensor, nn
 from fastrl._command import run
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
-from fastrl.engine.replay import Batch
+from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, named_factory
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
+from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
@@ -56,6 +57,8 @@ class Config(RunOptions):
     steps: int = 50_000_000  # of all games together; 50M steps are 200M frames (the paper's text)
     num_envs: int = 16  # games side by side (the paper: 1)
     replay_capacity: int | Literal["auto"] = 1_000_000  # transitions (table: "replay memory size")
+    actor_processes: int = 0  # that emulate in the learner's stead; 0: its own threads do
+    replay_device: Literal["auto", "cpu", "cuda"] = "auto"  # cuda: observations on the GPU too; auto: if it has room
     batch: int = 32  # transitions an update (table)
     warm_up_steps: int = 50_000  # at random before the first update (table: "replay start size")
     update_every_steps: int = 4  # steps to an update (table: "update frequency")
@@ -86,7 +89,8 @@ class Config(RunOptions):
         """Refuse what cannot be meant."""
         super().__post_init__()
         for name, least in (
-            ("steps", 1), ("num_envs", 1), ("batch", 1), ("warm_up_steps", 0), ("update_every_steps", 1),
+            ("steps", 1), ("num_envs", 1), ("actor_processes", 0), ("batch", 1), ("warm_up_steps", 0),
+            ("update_every_steps", 1),
             ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0), ("priority_beta_steps", 0),
         ):  # fmt: skip
             require_whole(self, name, least)
@@ -188,6 +192,9 @@ PRESETS: Presets = {
 }
 
 
+# Added to every error, so that none is never drawn again (Schaul et al. 2016: "a small positive constant").
+PRIORITY_OF_NO_ERROR = 1e-6
+
 # ---- the update rule
 
 
@@ -228,7 +235,8 @@ class Learner:
         self.config = config
         self.device = torch.device(config.device)
         entropy = [seeds.whole(config.seed, "network")]
-        self.online, self.target = (build(network, entropy).to(self.device) for _ in range(2))
+        factory = named_factory(config.network)
+        self.online, self.target = (build(network, entropy, factory).to(self.device) for _ in range(2))
         self.target.requires_grad_(False)
         parameters = list(self.online.parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.online.named_parameters()}
@@ -262,28 +270,17 @@ class Learner:
             values: Tensor = self.online(torch.from_numpy(obs).to(self.device, non_blocking=True))
         return values.float()
 
-    def update(self, drawn: Batch) -> None:
-        """One step of the optimiser, and the target network's refresh when it is due."""
-        self.load_batch(drawn)
+    def update(self, batch: dict[str, Tensor]) -> None:
+        """One step of the optimiser, and the target network's refresh when it is due.
+
+        Args:
+            batch: on a GPU the same tensors every time, since the update is captured with them.
+        """
+        self.batch = batch
         self._step()
         self.updates += 1
         if self.updates % (self.config.target_every_steps // self.config.update_every_steps) == 0:
             self.refresh_target()
-
-    def load_batch(self, drawn: Batch) -> None:
-        """Bring a batch to where the update looks for it; on a GPU always the same place."""
-        given = {
-            "obs": drawn.obs, "action": drawn.action, "reward": drawn.reward, "discount": drawn.discount,
-            "next_obs": drawn.next_obs, "weight": drawn.weight,
-        }  # fmt: skip
-        for name, array in given.items():
-            fresh = torch.from_numpy(array)
-            if self.device.type == "cpu":
-                self.batch[name] = fresh
-            elif name in self.batch:
-                self.batch[name].copy_(fresh, non_blocking=True)
-            else:
-                self.batch[name] = fresh.to(self.device)
 
     def _update_from_batch(self) -> None:
         batch = self.batch
@@ -348,8 +345,10 @@ class Learner:
 # ---- training
 
 
-def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs:
+def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorProcesses:
     """The games, and the replay that they are recorded in."""
+    if config.actor_processes:
+        return make_actor_processes(config, resumed)
     shared: dict[str, Any] = {
         "seed": seeds.whole(config.seed, "envs"),
         "replay_seed": seeds.whole(config.seed, "replay"),
@@ -369,6 +368,27 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs:
     if not envs.num_actions:
         raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
     return envs
+
+
+def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProcesses:
+    """The games in processes of their own."""
+    if config.deterministic:
+        raise ValueError("actor_processes: with --deterministic they are refused, since the death of one changes a run")
+    if not is_atari(config.env):
+        raise ValueError(f"actor_processes: are for Atari games, {config.env} is none")
+    if resumed is not None and resumed.replay_save is not None:
+        raise ValueError("actor_processes: a run that has them goes on by --resume-without-replay")
+    return ActorProcesses(
+        config.env,
+        config.num_envs,
+        config.actor_processes,
+        config.replay_capacity,
+        protocol=config.protocol,
+        threads=config.threads,
+        seed=seeds.whole(config.seed, "envs"),
+        replay_seed=seeds.whole(config.seed, "replay"),
+        alpha=config.priority_alpha if config.prioritised else None,
+    )
 
 
 def epsilon_at(config: Config, steps: int) -> float:
@@ -402,7 +422,7 @@ def train(
         envs.close()
 
 
-def describe_network(config: Config, envs: RecordedEnvs) -> dict[str, Any]:
+def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dict[str, Any]:
     """What to build."""
     own = ":" in config.network
     return {
@@ -417,7 +437,11 @@ def describe_network(config: Config, envs: RecordedEnvs) -> dict[str, Any]:
 
 
 def act(
-    envs: RecordedEnvs, learner: Learner, epsilon: float, exploration: np.random.Generator, traps: Traps | None = None
+    envs: RecordedEnvs | ActorProcesses,
+    learner: Learner,
+    epsilon: float,
+    exploration: np.random.Generator,
+    traps: Traps | None = None,
 ) -> npt.NDArray[np.int64]:
     """An action for each env. As many random numbers are drawn whatever comes out."""
     random = exploration.random(envs.num_envs) < epsilon
@@ -431,7 +455,11 @@ def act(
 
 
 def refill(
-    config: Config, envs: RecordedEnvs, learner: Learner, exploration: np.random.Generator, session: Session
+    config: Config,
+    envs: RecordedEnvs | ActorProcesses,
+    learner: Learner,
+    exploration: np.random.Generator,
+    session: Session,
 ) -> None:
     """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
     wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
@@ -442,7 +470,7 @@ def refill(
         envs.receive()
 
 
-def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Session:
+def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed | None) -> Session:
     network = describe_network(config, envs)
     learner = Learner(config, network)
     atari = envs.kind == "atari"
@@ -457,6 +485,9 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
             seeds.restore_generator(exploration, resumed.state["exploration"])
             traps.load(resumed.state["traps"])
         envs.start(resumed.env_states if resumed else None)
+        feeder = make_feeder(
+            envs.replay, config.batch, config.n_step, config.discount, learner.device, config.replay_device
+        )
         if resumed and resumed.replay_save is None:
             refill(config, envs, learner, exploration, session)
 
@@ -470,25 +501,26 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
                 epsilon = epsilon_at(config, session.steps)
                 actions = act(envs, learner, epsilon, exploration, traps)
             envs.send(actions)
-            due = updates_due(config, session.steps + envs.num_envs)
-            while session.updates < due:
+            due = updates_due(config, session.steps + envs.num_envs) - session.updates
+            if due:
                 with session.clock("sample"):
                     beta = linear(session.steps, config.priority_beta, 1.0, config.priority_beta_steps)
-                    drawn = envs.replay.sample(
-                        config.batch, config.n_step, config.discount, boundary=boundary, beta=beta
-                    )
+                    feeder.ask(boundary, due, beta)
+            for _ in range(due):
+                with session.clock("sample"):
+                    fed = feeder.take()
                 with session.clock("learn"):
-                    learner.update(drawn)
+                    learner.update(fed.tensors)
                     traps.after_update(learner.updates, learner.loss)
                 if config.prioritised:
                     with session.clock("priorities"):
-                        envs.replay.update_priorities(drawn.index, learner.errors.cpu().numpy() + 1e-6)
+                        feeder.update_priorities(fed.index, learner.errors.cpu().numpy() + PRIORITY_OF_NO_ERROR)
                 session.updates += 1
             with session.clock("emulate"):
                 games = envs.receive()
             session.stepped(envs.num_envs, games)
             if session.crossed(config.log_every_steps, envs.num_envs):
-                if learner.updates:
+                if learner.batch:
                     traps.inspect(lambda: learner.online(learner.batch["obs"]))
                 session.log(
                     {**learner.statistics(), "epsilon": epsilon, "learning_rate": config.learning_rate},
@@ -499,6 +531,7 @@ def _train(config: Config, envs: RecordedEnvs, resumed: Resumed | None) -> Sessi
             if session.checkpoint_due(envs.num_envs):
                 session.checkpoint(learner.tensors(), state())
         session.finish(learner.tensors(), state())
+        feeder.close()
     return session
 
 
@@ -509,5 +542,11 @@ def default_preset(env: str | None) -> str:
 
 TRAINER = Trainer("dqn", Config, PRESETS, train, default_preset)
 
+
+def main() -> None:
+    """The command."""
+    command_line.main(TRAINER)
+
+
 if __name__ == "__main__":
-    run(lambda: command_line.main(TRAINER))
+    run(main)

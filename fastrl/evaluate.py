@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from fastrl._command import run
 from fastrl.engine.files import write_private
 from fastrl.engine.games import find_game
 from fastrl.engine.protocol import Protocol
@@ -182,4 +183,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 
+from fastrl._command import run
 from fastrl.engine.files import DamagedFile
 from fastrl.engine.games import nearest
 from fastrl.engine.rules import whole_number
@@ -271,4 +272,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,3 +21,37 @@ class Tiny(nn.Module):
 
 def tiny(description: dict[str, Any]) -> nn.Module:
     return Tiny(description)
+
+
+class TinyActorCritic(nn.Module):
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        width = math.prod(description["obs_shape"])
+        self.policy, self.value = nn.Linear(width, description["num_actions"]), nn.Linear(width, 1)
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        flat = obs.float().flatten(1) / 255
+        return self.policy(flat), self.value(flat).squeeze(1)
+
+
+def tiny_actor_critic(description: dict[str, Any]) -> nn.Module:
+    return TinyActorCritic(description)
+
+
+class FailsLater(TinyActorCritic):
+    """Gives nan once it was asked often enough."""
+
+    asked = 0
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked += 1
+        logits, values = super().forward(obs)
+        return logits, values * (math.nan if self.asked > 60 else 1)
+
+
+def fails_later(description: dict[str, Any]) -> nn.Module:
+    return FailsLater(description)
+
+
+def normed(description: dict[str, Any]) -> nn.Module:
+    return nn.BatchNorm1d(4)

@@ -21,6 +21,7 @@ import atexit
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import os
 import pickle
 import platform
@@ -227,6 +228,7 @@ class Referee:
         self.step_of = [0] * envs
         self.last: list[Seen | None] = [None] * envs
         self.tally = Tally()
+        self.until_s = math.inf  # of the monotonic clock: no further step is begun after it
         self._action_random = [_random(cell, "actions", env) for env in range(envs)]
         self._action = [0] * envs
 
@@ -304,16 +306,23 @@ def _most_noops_jumped(cell: Cell) -> int:
 # ---- The ways to drive a pool
 
 
-def play_cell(cell: Cell, make_reference: Callable[..., Any] = ReferenceEnv, **pool_arguments: Any) -> Tally:
+def play_cell(
+    cell: Cell,
+    make_reference: Callable[..., Any] = ReferenceEnv,
+    most_seconds: float | None = None,
+    **pool_arguments: Any,
+) -> Tally:
     """Play a cell; raises Difference at the first one.
 
     Args:
         cell: which.
         make_reference: another oracle, for tests that plant a mistake.
+        most_seconds: after which no further step is begun; resets of some games take the reference half a second.
         pool_arguments: for the pool alone, likewise.
     """
     way = WAYS[cell.way]
     referee = Referee(cell, make_reference)
+    referee.until_s = math.inf if most_seconds is None else time.monotonic() + most_seconds
     try:
         pool = make_pool(cell, **pool_arguments)
         noops = None if cell.noops is None else [list(cell.noops)] * way.envs
@@ -334,6 +343,8 @@ def play_cell(cell: Cell, make_reference: Callable[..., Any] = ReferenceEnv, **p
 
 def play_steps(pool: AtariPool, referee: Referee, steps: int) -> None:
     for _ in range(steps):
+        if time.monotonic() > referee.until_s:
+            return
         actions = referee.next_actions()
         referee.check_steps(pool.step(actions), actions)
 
@@ -342,7 +353,7 @@ def play_with_resets(pool: AtariPool, referee: Referee, cell: Cell) -> None:
     """Steps, and now and then a reset of some envs, with and without seeds and no-op counts."""
     random = _random(cell, "resets")
     left = cell.steps
-    while left > 0:
+    while left > 0 and time.monotonic() < referee.until_s:
         steps = min(left, int(random.integers(1, max(2, cell.steps // 3))))
         play_steps(pool, referee, steps)
         left -= steps
@@ -372,7 +383,7 @@ def play_in_any_order(pool: AtariPool, referee: Referee, steps: int) -> None:
     idle = list(range(pool.num_envs))
     sent: dict[int, int] = {}
     checked = 0
-    while checked < steps * pool.num_envs:
+    while checked < steps * pool.num_envs and time.monotonic() < referee.until_s:
         random.shuffle(idle)
         needed = max(0, pool.batch_size - len(sent))
         count = int(random.integers(needed, len(idle) + 1))
@@ -391,7 +402,7 @@ def play_with_saving(pool: AtariPool, referee: Referee, cell: Cell) -> AtariPool
     """Steps, and now and then all envs are saved and go on elsewhere. Returns the pool in which they ended."""
     random = _random(cell, "saving")
     left = cell.steps
-    while left > 0:
+    while left > 0 and time.monotonic() < referee.until_s:
         # Often after a few steps, as states near a reset are the awkward ones.
         steps = min(left, int(random.integers(1, 6) if random.random() < 0.5 else random.integers(1, 2 + left // 2)))
         play_steps(pool, referee, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -53,3 +54,88 @@ def write_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
     while True:
         step = writer.next_step
         writer.append(step % 5, step / 7, observation(0, step), False, False)
+
+
+def observe(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    """Does what it is told, by name, with an observer; says what came of it."""
+    observer = fastrl.Replay.observe(handle)
+    while (told := said.recv()) is not None:
+        name, arguments = told
+        try:
+            found = getattr(observer, name)(*arguments)
+            said.send(("result", found))
+        except Exception as error:
+            said.send((type(error).__name__, str(error)))
+    observer.close()
+    said.send(("closed", None))
+
+
+def own_and_wait(said: Connection) -> None:
+    """Makes a replay, writes 40 steps into lane 0, and lives until it is killed."""
+    made = fastrl.Replay(200, 2, (3,), "float32", stack=2)
+    writer = made.writer(0)
+    writer.start(observation(0, 0))
+    for step in range(1, 40):
+        writer.append(step % 5, step / 7, observation(0, step), False, False)
+    said.send(made.handle())
+    said.recv()
+
+
+def write_large_for_ever(handle: fastrl.ReplayHandle, said: Connection) -> None:
+    writer = fastrl.Replay.attach(handle).writer(0)
+    obs = np.zeros((1024, 1024), np.uint8)
+    writer.start(obs)
+    for _ in range(20):
+        writer.append(0, 0.0, obs, False, False)
+    said.send("writing")
+    while True:
+        writer.append(0, 0.0, obs, False, False)
+
+
+def every_use(handle: fastrl.ReplayHandle, inherited: fastrl.Replay | None, said: Connection) -> None:
+    """Everything that a process may do with a replay of another; what came of each."""
+    results: dict[str, str] = {}
+    made = fastrl.Replay.attach(handle)
+    with tempfile.TemporaryDirectory() as directory:
+
+        def write() -> None:
+            with made.writer(1) as writer:
+                writer.start(observation(1, 0))
+                for step in range(1, 30):
+                    writer.append(step % 5, step / 7, observation(1, step), False, False)
+
+        def sample() -> None:
+            batch = made.sample(64)
+            assert np.array_equal(batch.obs[:, -1, 1], batch.index[:, 1])
+            made.update_priorities(batch.index, np.ones(64))
+
+        def prefetch() -> None:
+            with made.prefetch(16) as prefetcher:
+                prefetcher.request()
+                assert len(prefetcher.take(timeout_s=30).reward) == 16
+
+        def observe_it() -> None:
+            with fastrl.Replay.observe(handle) as observer:
+                assert observer.boundary() == [30, 30]
+
+        def refuse_what_was_forked() -> None:
+            if inherited is None:
+                return
+            found = []
+            for call in (lambda: inherited.sample(1), lambda: inherited.prefetch(1), inherited.boundary):
+                try:
+                    call()
+                    found.append("allowed")
+                except RuntimeError as error:
+                    found.append(str(error))
+            assert all("forked" in one for one in found), found
+
+        uses = {"write": write, "sample": sample, "prefetch": prefetch, "save": lambda: made.save(directory)}
+        uses |= {"observe": observe_it, "forked handles": refuse_what_was_forked}
+        for name, use in uses.items():
+            try:
+                use()
+                results[name] = "ok"
+            except Exception as error:
+                results[name] = f"{type(error).__name__}: {error}"
+    said.send(results)

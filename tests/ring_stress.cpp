@@ -1,6 +1,6 @@
 // ring_stress.cpp: what csrc/replay promises between threads and processes, tried by racing and by killing.
 //
-//   ring_stress torture SECONDS [SEED]     writers and samplers race on rings so small that they meet
+//   ring_stress torture SECONDS [SEED]     writers, samplers and a prefetcher race on rings so small that they meet
 //   ring_stress crashpoints                the writer is killed at each of its steps, in every slot
 //   ring_stress kills COUNT [SEED]         it is killed at any time, while others read
 //   ring_stress lane_races COUNT           processes want the same lane at once
@@ -28,6 +28,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <fstream>
 #include <functional>
@@ -43,6 +44,7 @@
 #include <utility>
 #include <vector>
 
+#include "replay/prefetcher.hpp"
 #include "replay/ring.hpp"
 #include "replay/sampler.hpp"
 #include "replay/transitions.hpp"
@@ -304,7 +306,7 @@ class Checker {
     float discount = 0;
     const std::int64_t began = now_ns();
     const Verdict verdict =
-        readers_[rules].take(lane, step, window, {observations_.data(), action_.data(), &reward, &discount});
+        readers_[rules].take(lane, step, window, {observations_.data(), nullptr, action_.data(), &reward, &discount});
     longest_take_ = std::max(longest_take_, now_ns() - began);
     // The fence keeps this look at the lane behind what was read above.
     std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -488,6 +490,7 @@ struct Tally {
   std::uint64_t stacks = 0;
   std::uint64_t rejects = 0;
   std::uint64_t batches = 0;
+  std::uint64_t prefetched = 0;  // of them
 };
 
 template <typename Stop>
@@ -516,8 +519,8 @@ Tally sample_until(const std::shared_ptr<const Ring>& ring, const Script& script
   std::array<float, kRows> discounts{};
   std::array<float, kRows> weights{};
   std::array<std::int64_t, 2 * kRows> indices{};
-  const BatchOut batch{kRows,          observations.data(), actions.data(), rewards.data(), discounts.data(),
-                       weights.data(), indices.data()};
+  const BatchOut batch{kRows,          observations.data(), nullptr,        actions.data(),
+                       rewards.data(), discounts.data(),    weights.data(), indices.data()};
   Tally tally;
   while (!stop()) {
     if (!one_in(random, 64)) {
@@ -527,7 +530,7 @@ Tally sample_until(const std::shared_ptr<const Ring>& ring, const Script& script
     const std::size_t rules = by_priority ? rules_of_priorities : below(random, kRules.size());
     const std::vector<std::uint64_t> ends = sampler.ends();
     try {
-      sampler.sample(kRules[rules], ends, 0.4, batch);
+      sampler.sample(kRules[rules], Ends{ends, true}, 0.4, batch);
     } catch (const NothingToSample&) {
       continue;  // nothing was written yet
     } catch (const Overtaken&) {
@@ -543,6 +546,71 @@ Tally sample_until(const std::shared_ptr<const Ring>& ring, const Script& script
   }
   tally.stacks = checker.stacks();
   tally.rejects = checker.rejects() + sampler.race_rejects();
+  return tally;
+}
+
+// Batches that another thread draws; some are held for a while and looked at when newer ones have been drawn.
+template <typename Stop>
+Tally prefetch_until(const std::shared_ptr<const Ring>& ring, const Script& script, Random random, const Stop& stop) {
+  constexpr std::uint64_t kRows = 8;
+  constexpr std::size_t kMostHeld = 4;
+  const RingShape& shape = ring->shape();
+  Checker checker(*ring, script);
+  const bool by_priority = one_in(random, 2);
+  const auto sampler =
+      std::make_shared<Sampler>(ring, random(), by_priority ? std::optional(PriorityOptions{0.6}) : std::nullopt);
+  const auto bank = std::make_shared<BatchBank>();
+  struct Asked {
+    std::size_t rules;
+    std::vector<std::uint64_t> ends;
+    std::shared_ptr<BatchMemory> memory;
+  };
+  Tally tally;
+  std::unique_ptr<Prefetcher> prefetcher;
+  std::deque<Asked> asked;
+  std::deque<Asked> held;
+  const auto look_at_oldest = [&] {
+    checker.check_batch(held.front().rules, held.front().ends, held.front().memory->out());
+    held.pop_front();
+  };
+  const std::size_t rules_of_priorities = below(random, kRules.size());
+  while (!stop()) {
+    if (!prefetcher || one_in(random, 512)) {  // also with batches under way
+      prefetcher = std::make_unique<Prefetcher>(sampler);
+      asked.clear();
+    }
+    while (asked.size() < 3) {
+      const std::size_t rules = by_priority ? rules_of_priorities : below(random, kRules.size());
+      const std::uint64_t rows = TransitionReader(*ring, kRules[rules]).observations_per_row();
+      asked.push_back({rules, sampler->ends(), nullptr});
+      prefetcher->ask(Prefetcher::Draw{kRules[rules], Ends{asked.back().ends, true}, 0.4,
+                                       bank->lend({kRows, rows * shape.obs_bytes, 0, shape.action_bytes})});
+    }
+    if (one_in(random, 16)) require(prefetcher->drain(std::chrono::seconds(10), [] {}), "not done in 10 s");
+    held.push_back(std::move(asked.front()));
+    asked.pop_front();
+    try {
+      held.back().memory = prefetcher->take(std::chrono::seconds(10), [] {});
+      require(held.back().memory != nullptr, "no batch in 10 s");
+    } catch (const NothingToSample&) {
+      held.pop_back();
+      continue;
+    } catch (const Overtaken&) {
+      held.pop_back();
+      continue;
+    }
+    const BatchOut batch = held.back().memory->out();
+    if (by_priority) {
+      std::vector<double> priorities(kRows);
+      for (double& priority : priorities) priority = static_cast<double>(below(random, 1000)) / 100;
+      prefetcher->ask(Prefetcher::Update{{batch.indices, batch.indices + 2 * kRows}, std::move(priorities)});
+    }
+    ++tally.batches;
+    while (held.size() > below(random, kMostHeld)) look_at_oldest();
+  }
+  while (!held.empty()) look_at_oldest();
+  tally.stacks = checker.stacks();
+  tally.rejects = checker.rejects() + sampler->race_rejects();
   return tally;
 }
 
@@ -591,14 +659,23 @@ Tally torture_round(Random random, double seconds, bool processes) {
       works.emplace_back([&, lanes, own] { write_until(ring, lanes, script, own, stopped); });
     }
   }
-  std::array<Tally, 2> tallies;
+  std::array<Tally, 3> tallies;
   for (Tally& tally : tallies) {
-    works.emplace_back([&, own = Random(random())] { tally = sample_until(ring, script, own, stopped); });
+    works.emplace_back([&, own = Random(random())] {
+      tally = &tally == &tallies.back() ? prefetch_until(ring, script, own, stopped)
+                                        : sample_until(ring, script, own, stopped);
+    });
   }
   run_for(seconds, stop, [&stop] { stop = true; }, works);
   for (Child& child : children) child.wait_for_success();
-  return {tallies[0].stacks + tallies[1].stacks, tallies[0].rejects + tallies[1].rejects,
-          tallies[0].batches + tallies[1].batches};
+  Tally all;
+  for (const Tally& one : tallies) {
+    all.stacks += one.stacks;
+    all.rejects += one.rejects;
+    all.batches += one.batches;
+  }
+  all.prefetched = tallies.back().batches;
+  return all;
 }
 
 void torture(double seconds, std::uint64_t seed) {
@@ -616,16 +693,20 @@ void torture(double seconds, std::uint64_t seed) {
       all.stacks += one.stacks;
       all.rejects += one.rejects;
       all.batches += one.batches;
+      all.prefetched += one.prefetched;
     } catch (const Failed& error) {
       throw Failed("seed " + std::to_string(seed) + ", round " + std::to_string(round) + ": " + error.what());
     }
   }
-  require(all.stacks > 0 && all.batches > 0, "nothing was read");
+  require(all.stacks > 0 && all.batches > all.prefetched && all.prefetched > 0, "nothing was read");
   require(all.rejects > 0, "never raced: nothing was overwritten while it was read");
-  std::printf("0 torn in %llu stacks (<3/M = %.1e), %llu overwritten rejects, %llu batches, %llu rounds, seed %llu\n",
-              static_cast<unsigned long long>(all.stacks), 3 / static_cast<double>(all.stacks),
-              static_cast<unsigned long long>(all.rejects), static_cast<unsigned long long>(all.batches),
-              static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(seed));
+  std::printf(
+      "0 torn in %llu stacks (<3/M = %.1e), %llu overwritten rejects, %llu batches (%llu prefetched), %llu rounds, "
+      "seed %llu\n",
+      static_cast<unsigned long long>(all.stacks), 3 / static_cast<double>(all.stacks),
+      static_cast<unsigned long long>(all.rejects), static_cast<unsigned long long>(all.batches),
+      static_cast<unsigned long long>(all.prefetched), static_cast<unsigned long long>(rounds),
+      static_cast<unsigned long long>(seed));
 }
 
 std::vector<std::unique_ptr<Takeovers>> takeovers_of(std::uint64_t lanes, std::size_t most) {

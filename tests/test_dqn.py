@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from fastrl import dqn
-from fastrl.engine.replay import Batch
 from fastrl.learn.optimisers import CentredRMSProp
 from fastrl.runs import command_line
 from fastrl.runs.options import resolved
@@ -105,17 +104,16 @@ def test_the_slope_of_the_loss_is_the_clipped_error() -> None:
     assert values.grad.tolist() == pytest.approx([0.3, -1.0, 1.0])
 
 
-def batch_of(generator: np.random.Generator, rows: int, stack: int, side: int, actions: int) -> Batch:
-    frames = generator.integers(0, 256, (rows, stack + 1, side, side), dtype=np.uint8)
-    return Batch(
-        obs=frames[:, :stack],
-        action=generator.integers(actions, size=rows),
-        reward=generator.choice(np.array([-1, 0, 1], np.float32), rows),
-        discount=generator.choice(np.array([0, 0.99], np.float32), rows, p=[0.1, 0.9]),
-        next_obs=frames[:, 1:],
-        index=np.zeros((rows, 2), np.int64),
-        weight=np.ones(rows, np.float32),
-    )
+def batch_of(generator: np.random.Generator, rows: int) -> dict[str, torch.Tensor]:
+    frames = torch.from_numpy(generator.integers(0, 256, (rows, 5, 84, 84), dtype=np.uint8))
+    return {
+        "obs": frames[:, :4],
+        "action": torch.from_numpy(generator.integers(6, size=rows)),
+        "reward": torch.from_numpy(generator.choice(np.array([-1, 0, 1], np.float32), rows)),
+        "discount": torch.from_numpy(generator.choice(np.array([0, 0.99], np.float32), rows, p=[0.1, 0.9])),
+        "next_obs": frames[:, 1:],
+        "weight": torch.ones(rows),
+    }
 
 
 def learner_of(config: dqn.Config, actions: int = 6) -> dqn.Learner:
@@ -130,7 +128,7 @@ def test_the_target_network_begins_equal_and_changes_only_when_it_is_refreshed()
     assert all(torch.equal(a, b) for a, b in zip(began, learner.online.parameters(), strict=True))
 
     for update in range(1, 7):  # 12 steps are 3 updates
-        learner.update(batch_of(generator, 4, 4, 84, 6))
+        learner.update(batch_of(generator, 4))
         refreshed = all(
             torch.equal(a, b) for a, b in zip(learner.target.parameters(), learner.online.parameters(), strict=True)
         )
@@ -141,10 +139,10 @@ def test_a_network_that_is_its_own_target_is_found_out() -> None:
     learner = learner_of(preset("fast", batch=4, target_every_steps=12))
     learner.target = learner.online  # the planted mistake
 
-    learner.update(batch_of(np.random.default_rng(0), 4, 4, 84, 6))
+    learner.update(batch_of(np.random.default_rng(0), 4))
 
     unsynced = learner_of(preset("fast", batch=4, target_every_steps=12))
-    unsynced.update(batch_of(np.random.default_rng(0), 4, 4, 84, 6))
+    unsynced.update(batch_of(np.random.default_rng(0), 4))
     assert all(torch.equal(a, b) for a, b in zip(unsynced.target.parameters(), build_like(unsynced), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(learner.target.parameters(), build_like(unsynced), strict=True))
 
@@ -180,7 +178,7 @@ def movement(config: dqn.Config, updates: int = 100) -> np.ndarray:
     began = {name: p.detach().clone() for name, p in learner.online.named_parameters()}
     generator = np.random.default_rng(1)
     for _ in range(updates):
-        learner.update(batch_of(generator, 8, 4, 84, 6))
+        learner.update(batch_of(generator, 8))
     found = []
     for name, parameter in learner.online.named_parameters():
         moved = (parameter.detach() - began[name]).double().numpy().ravel()

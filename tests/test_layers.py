@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.engine import native
+from fastrl.engine import mujoco_library, native
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -51,11 +51,12 @@ def lines_with(pattern: str, files: list[Path]) -> list[str]:
     ]
 
 
-def test_the_range_of_ale_py_is_stated_alike() -> None:
+@pytest.mark.parametrize("supported", [native.SUPPORTED_ALE_PY, mujoco_library.SUPPORTED_MUJOCO])
+def test_ranges_of_bound_libraries_are_stated_alike(supported: str) -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
         dependencies = tomllib.load(file)["project"]["dependencies"]
 
-    assert native.SUPPORTED_ALE_PY.replace(" ", "") in [d.replace(" ", "") for d in dependencies]
+    assert supported.replace(" ", "") in [d.replace(" ", "") for d in dependencies]
 
 
 def test_memory_orders_are_named_only_in_lane_hpp() -> None:
@@ -70,10 +71,13 @@ def test_pybind11_is_known_only_to_bindings_cpp() -> None:
     assert lines_with(r"pybind11|Python\.h", files) == []
 
 
-def test_the_engines_symbols_are_named_only_in_engine_cpp() -> None:
-    files = [f for f in CSRC.rglob("*.[ch]pp") if f.name != "engine.cpp"]
+def test_symbols_are_looked_up_only_in_the_two_files_that_bind_a_library() -> None:
+    binds = {CSRC / "atari" / "engine.cpp": r"mj_", CSRC / "mujoco" / "library.cpp": r"_ZN"}
+    others = [f for f in CSRC.rglob("*.[ch]pp") if f not in binds]
 
-    assert lines_with(r"_ZN|dlsym|dlopen", files) == []
+    assert lines_with(r"_ZN|dlsym|dlopen|\"mj_", others) == []
+    for file, the_others_names in binds.items():
+        assert lines_with(the_others_names, [file]) == []
 
 
 def test_native_parts_include_only_what_lies_to_their_left() -> None:
@@ -118,8 +122,9 @@ def test_what_can_be_run_is_run_in_one_way() -> None:
     assert wrong == []  # see _command.py
 
 
-def test_importing_fastrl_imports_no_torch() -> None:
-    code = "import sys, fastrl; print([m for m in ('torch', 'matplotlib', 'cv2', 'tyro') if m in sys.modules])"
+def test_importing_fastrl_imports_neither_torch_nor_mujoco() -> None:
+    heavy = ("torch", "mujoco", "matplotlib", "cv2", "tyro", "rich", "tensorboard")
+    code = f"import sys, fastrl; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
 
     assert result.stdout.strip() == "[]"

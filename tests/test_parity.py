@@ -101,7 +101,7 @@ def test_a_pool_equals_the_reference_of_its_protocol(variant: str, session_seed:
     cell = planned_cell(str(random.choice(GAMES)), variant, None, limited, 600 if limited else 200, random)
     print(f"FASTRL_TEST_SEED={session_seed}: {cell}")
 
-    play_cell(cell)
+    play_cell(cell, most_seconds=15)
 
 
 @pytest.mark.parametrize("protocol", ["nature", "sb3", "gymnasium", "dopamine"])

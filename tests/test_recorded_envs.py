@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,3 +146,30 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gymnasium, "make_vec", missing)
     with pytest.raises(ValueError, match="'HalfCheetah-v5' needs a package that is not installed: mujoco"):
         make_gymnasium("HalfCheetah-v5", 1)
+
+
+def test_a_mujoco_task_goes_on_from_its_saved_state_to_the_bit(tmp_path: Path) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (120, 2, 3)).astype(np.float32)
+
+    def play(envs: RecordedGymnasium, these: np.ndarray) -> list[Any]:
+        games = []
+        for row in these:
+            envs.send(row)
+            games += envs.receive()
+        return games
+
+    whole = RecordedGymnasium("Hopper-v5", 2, 600, seed=4)
+    whole.start()
+    play(whole, actions[:70])
+    saved, states = whole.replay.save(tmp_path), whole.save_state()
+    assert states is not None
+    later = play(whole, actions[70:])
+    resumed = RecordedGymnasium("Hopper-v5", 2, 600, seed=5, resume_replay=saved)
+    resumed.start(states)
+
+    assert play(resumed, actions[70:]) == later
+    assert len(later) >= 2  # some episode was under way when the state was saved
+    assert resumed.replay.digest() == whole.replay.digest()
+    assert resumed.save_state() == whole.save_state()
+    whole.close()
+    resumed.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +258,35 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
     rewrite(path, manifest)
     with pytest.raises(DamagedReplay, match="has format 99, this version of fastrl reads 1"):
         new_replay().load(tmp_path)
+
+
+# ---- faults in the middle of a save (C1, C2)
+
+
+def faults(*arguments: str, on: list[str] | None = None) -> str:
+    command = [*(on or []), sys.executable, str(Path(__file__).with_name("save_faults.py")), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_a_save_that_is_killed_at_any_call_leaves_the_old_state_or_the_new_one() -> None:
+    assert ": 0 unloadable" in faults("kill")
+
+
+def test_a_disk_that_is_full_at_any_call_loses_nothing() -> None:
+    assert ": 0 lost" in faults("full")
+
+
+def test_files_that_may_not_grow_lose_nothing() -> None:
+    assert ": 0 lost" in faults("limit")
+
+
+def test_a_small_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=256k none "$0" && exec "$@"', str(tmp_path)]
+    try:
+        subprocess.run([*mounted, "true"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no small disk can be mounted here")
+    assert ": 0 lost" in faults("disk", str(tmp_path), on=mounted)

@@ -77,7 +77,7 @@ def save_again(run: Path, steps: int, *, best: bool = False, scale: float = 1.0,
 
 def damage(path: Path) -> None:
     """Change one byte in the middle of a checkpoint's tensors."""
-    tensors = path.with_suffix(".safetensors")
+    (tensors,) = path.parent.glob(f"{path.stem}*.safetensors")
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
     tensors.write_bytes(content)

@@ -26,7 +26,7 @@ import torch
 import fastrl
 from fastrl import dqn
 from fastrl.engine.budget import usable_cores
-from fastrl.engine.replay import Batch
+from fastrl.learn.feeding import CopyFeeder
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
@@ -43,17 +43,17 @@ def config_of(preset: str, device: str, **changes: Any) -> dqn.Config:
     )
 
 
-def batch_of(generator: np.random.Generator, rows: int = 32) -> Batch:
-    frames = generator.integers(0, 256, (rows, 5, 84, 84), np.uint8)
-    return Batch(
-        obs=frames[:, :4],
-        action=generator.integers(4, size=rows),
-        reward=generator.choice(np.float32([-1, 0, 1]), rows),
-        discount=np.full(rows, 0.99, np.float32),
-        next_obs=frames[:, 1:],
-        index=np.zeros((rows, 2), np.int64),
-        weight=np.ones(rows, np.float32),
-    )
+def batch_of(generator: np.random.Generator, device: str = "cpu") -> dict[str, torch.Tensor]:
+    frames = torch.from_numpy(generator.integers(0, 256, (32, 5, 84, 84), np.uint8))
+    made = {
+        "obs": frames[:, :4],
+        "action": torch.from_numpy(generator.integers(4, size=32)),
+        "reward": torch.from_numpy(generator.choice(np.float32([-1, 0, 1]), 32)),
+        "discount": torch.full((32,), 0.99),
+        "next_obs": frames[:, 1:],
+        "weight": torch.ones(32),
+    }
+    return {name: tensor.to(device) for name, tensor in made.items()}
 
 
 # ---- checks
@@ -63,8 +63,14 @@ def moved(preset: str, device: str, updates: int, **changes: Any) -> dict[str, t
     """The online network after so many updates on batches that are the same everywhere."""
     learner = dqn.Learner(resolved(config_of(preset, device, **changes)), NETWORK)
     generator = np.random.default_rng(0)
+    place: dict[str, torch.Tensor] = {}
     for _ in range(updates):
-        learner.update(batch_of(generator))
+        for name, tensor in batch_of(generator, device).items():
+            if name in place:
+                place[name].copy_(tensor)
+            else:
+                place[name] = tensor.contiguous()
+        learner.update(place)
     return {name: p.detach().cpu() for name, p in learner.online.named_parameters()}
 
 
@@ -86,15 +92,14 @@ def check_captured_updates() -> str:
 def check_no_waiting() -> str:
     """Updates after the first ones never wait for the GPU."""
     learner = dqn.Learner(resolved(config_of("nature", "cuda")), NETWORK)
-    generator = np.random.default_rng(0)
-    drawn = [batch_of(generator) for _ in range(4)]
+    drawn = batch_of(np.random.default_rng(0), "cuda")
     for _ in range(8):
-        learner.update(drawn[0])
+        learner.update(drawn)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for one in drawn:
-            learner.update(one)
+        for _ in range(4):
+            learner.update(drawn)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "4 updates without a synchronising call"
@@ -109,16 +114,18 @@ def check_batches_are_not_refilled_mid_copy() -> str:
         while len(envs.replay) < 4_000:
             envs.send(np.zeros(4, np.int64))
             envs.receive()
-        feeder = dqn.Learner(config, NETWORK)
-        differ = 0
+        boundary = envs.replay.boundary()
+        twin = fastrl.Replay.attach(envs.replay.handle())  # draws the same transitions in the same order
+        feeder = CopyFeeder(envs.replay, 32, 1, 0.99, torch.device("cuda"))
+        sums, expected = [], []
         for round_number in range(200):
-            drawn = envs.replay.sample(32, 1, 0.99)
-            expected = int(drawn.obs.astype(np.int64).sum())
             if round_number % 10 == 0:
                 torch.cuda._sleep(20_000_000)
-            feeder.load_batch(drawn)
-            found = feeder.batch["obs"].long().sum()
-            differ += int(found.item()) != expected
+            feeder.ask(boundary, 1, 0.4)
+            sums.append(feeder.take().tensors["obs"].long().sum())
+            expected.append(int(twin.sample(32, 1, 0.99, boundary=boundary).obs.astype(np.int64).sum()))
+        feeder.close()
+        differ = sum(int(found.item()) != wanted for found, wanted in zip(sums, expected, strict=True))
         if differ:
             raise AssertionError(f"{differ} of 200 batches differ")
     finally:
@@ -211,7 +218,7 @@ def sb3_steps_per_s(steps: int) -> float:
 def updates_per_s(precision: str) -> float:
     """Captured updates alone, on one batch."""
     learner = dqn.Learner(resolved(config_of("nature", "cuda", precision=precision)), NETWORK)
-    drawn = batch_of(np.random.default_rng(0))
+    drawn = batch_of(np.random.default_rng(0), "cuda")
     for _ in range(20):
         learner.update(drawn)
     torch.cuda.synchronize()

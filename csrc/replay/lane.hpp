@@ -44,6 +44,10 @@
 #ifndef FASTRL_MUTANT
 #define FASTRL_MUTANT 0
 #endif
+// Or count the payloads that go into lanes and out of them (tests/path_copies.cpp).
+#ifndef FASTRL_COPIED
+#define FASTRL_COPIED(into_lane, bytes)
+#endif
 
 namespace fastrl::lane {
 
@@ -160,6 +164,7 @@ inline void copy_vectors(void* to, const void* from, std::size_t bytes) noexcept
 
 // Words of `to` beyond `bytes` are filled up with zeros.
 inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes) noexcept {
+  FASTRL_COPIED(true, bytes);
   const auto* source = static_cast<const std::uint8_t*>(from);
   std::size_t done = 0;
 #if FASTRL_VECTOR_COPY
@@ -177,6 +182,7 @@ inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes
 }
 
 inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes) noexcept {
+  FASTRL_COPIED(false, bytes);
   auto* target = static_cast<std::uint8_t*>(to);
   std::size_t done = 0;
 #if FASTRL_VECTOR_COPY

@@ -60,12 +60,12 @@ std::shared_ptr<Ring> Ring::create(const RingShape& shape) {
 }
 
 // Nothing that is read from the segment is used to compute an address: the shape comes with the handle, and must agree.
-std::shared_ptr<Ring> Ring::attach(const RegionAddress& address, const RingShape& shape) {
+std::shared_ptr<Ring> Ring::attach(const RegionAddress& address, const RingShape& shape, Access access) {
   if (address.bytes != shape.region_bytes()) {
     throw RegionGone("attach: the handle is damaged: its shape needs " + std::to_string(shape.region_bytes()) +
                      " bytes, its segment has " + std::to_string(address.bytes));
   }
-  std::shared_ptr<Ring> ring(new Ring(SharedRegion::attach(address), shape));
+  std::shared_ptr<Ring> ring(new Ring(SharedRegion::attach(address, access), shape));
   const auto* const header = reinterpret_cast<const std::uint64_t*>(ring->region_->data());
   const auto expected = header_of(shape);
   for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -88,6 +88,16 @@ bool Ring::copy_slots(std::uint64_t lane, std::uint64_t first, std::uint64_t end
     lane::load_payload(out, view.meta(step), view.meta_words * lane::kWord);
     lane::load_payload(out + view.meta_words, view.payload(step), view.payload_words * lane::kWord);
     out += slot_words();
+  }
+  return first == end || lane::still_whole(*view.cursor, first, end - 1, shape_.slots);
+}
+
+bool Ring::copy_observations(std::uint64_t lane, std::uint64_t first, std::uint64_t end,
+                             std::uint8_t* out) const noexcept {
+  const LaneView<const std::uint64_t> view = this->lane(lane);
+  if (end > lane::published(*view.cursor)) return false;
+  for (std::uint64_t step = first; step < end; ++step, out += shape_.obs_bytes) {
+    lane::load_payload(out, view.payload(step), shape_.obs_bytes);
   }
   return first == end || lane::still_whole(*view.cursor, first, end - 1, shape_.slots);
 }

@@ -57,7 +57,8 @@ struct LaneView {
 class Ring {
  public:
   static std::shared_ptr<Ring> create(const RingShape& shape);
-  static std::shared_ptr<Ring> attach(const RegionAddress& address, const RingShape& shape);
+  static std::shared_ptr<Ring> attach(const RegionAddress& address, const RingShape& shape,
+                                      Access access = Access::kReadWrite);
 
   const RingShape& shape() const noexcept { return shape_; }
   const SharedRegion& region() const noexcept { return *region_; }
@@ -65,6 +66,9 @@ class Ring {
 
   std::uint64_t published(std::uint64_t lane) const noexcept { return lane::published(*this->lane(lane).cursor); }
   bool has_writer(std::uint64_t lane) const;
+
+  // The observations of steps first .. end - 1, one behind the other; false if they are not all there.
+  bool copy_observations(std::uint64_t lane, std::uint64_t first, std::uint64_t end, std::uint8_t* out) const noexcept;
 
   // Steps first .. end - 1 as they lie there, meta and payload of each, into `out`; false if they are not all there.
   std::uint64_t slot_words() const noexcept { return shape_.meta_words() + shape_.payload_words(); }

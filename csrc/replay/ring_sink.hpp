@@ -1,4 +1,4 @@
-// ring_sink.hpp: a pool's frames, written into a ring by the threads that emulated them. Env i writes lane i.
+// ring_sink.hpp: a pool's frames, written into a ring by the threads that emulated them. Env i writes lane first + i.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,9 @@ namespace fastrl {
 class RingSink final : public FrameSink {
  public:
   // `continue_episodes`: of envs that were restored with the ring.
-  explicit RingSink(const std::shared_ptr<const Ring>& ring, bool continue_episodes = false) {
-    for (std::uint64_t lane = 0; lane < ring->shape().lanes; ++lane) {
+  RingSink(const std::shared_ptr<const Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes,
+           bool continue_episodes) {
+    for (std::uint64_t lane = first_lane; lane < first_lane + lanes; ++lane) {
       writers_.push_back(std::make_unique<LaneWriter>(ring, lane, continue_episodes));
     }
   }

@@ -8,7 +8,8 @@ namespace fastrl {
 
 namespace {
 
-constexpr int kLookAfter = 1000;  // draws without a transition, until it is looked whether there is any
+constexpr int kLookAfter = 1000;      // draws without a transition, until it is looked whether there is any
+constexpr int kOvertakenTries = 100;  // batches whose windows were overtaken, until that is a fault
 
 [[noreturn]] void nothing(const std::string& why) { throw NothingToSample("sample: " + why); }
 
@@ -29,62 +30,98 @@ std::vector<std::uint64_t> Sampler::ends() const {
   return found;
 }
 
-TransitionOut Sampler::row(const TransitionReader& reader, const BatchOut& out, std::uint64_t at) const noexcept {
-  const RingShape& shape = ring_->shape();
-  return {out.observations + at * reader.observations_per_row() * shape.obs_bytes,
-          out.actions + at * shape.action_bytes, out.rewards + at, out.discounts + at};
-}
+struct Sampler::Task {
+  const TransitionReader& reader;
+  const RingShape& shape;
+  const std::vector<std::uint64_t>& ends;
+  double beta;
+  const BatchOut& out;
+  const std::function<bool()>& given_up;
 
-void Sampler::sample(const TransitionRules& rules, const std::vector<std::uint64_t>& ends, double beta,
-                     const BatchOut& out) {
+  Window window(std::uint64_t lane) const noexcept { return window_until(ends[lane], shape.slots); }
+
+  TransitionOut row(std::uint64_t at) const noexcept {
+    const std::uint64_t first = at * reader.observations_per_row();
+    const bool copied = out.observations != nullptr;
+    return {copied ? out.observations + first * shape.obs_bytes : nullptr, copied ? nullptr : out.places + first,
+            out.actions + at * shape.action_bytes, out.rewards + at, out.discounts + at};
+  }
+
+  void took(std::uint64_t at, const Drawn& drawn) const noexcept {
+    out.indices[2 * at] = static_cast<std::int64_t>(drawn.lane);
+    out.indices[2 * at + 1] = static_cast<std::int64_t>(drawn.step);
+  }
+
+  void go_on() const {
+    if (given_up && given_up()) throw Cancelled("sample: given up");
+  }
+};
+
+void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
+                     const std::function<bool()>& given_up) {
+  const std::lock_guard lock(mutex_);
   const TransitionReader reader(*ring_, rules);
-  if (options_) {
-    sample_by_priority(reader, follow(rules, ends), ends, beta, out);
-  } else {
-    sample_uniform(reader, ends, out);
+  std::vector<std::uint64_t> until = ends.steps;
+  for (int tries = 1;; ++tries) {
+    const Task task{reader, ring_->shape(), until, beta, out, given_up};
+    try {
+      if (options_) {
+        sample_by_priority(task, follow(rules, until));
+      } else {
+        sample_uniform(task);
+      }
+      ++batch_;
+      return;
+    } catch (const Overtaken&) {
+      if (ends.fixed || tries == kOvertakenTries) throw;
+      until = this->ends();  // what was lost was the moment, not the batch
+    }
   }
-  ++batch_;
 }
 
-void Sampler::sample_uniform(const TransitionReader& reader, const std::vector<std::uint64_t>& ends,
-                             const BatchOut& out) {
-  const std::uint64_t slots = ring_->shape().slots;
-  std::vector<std::uint64_t> before(ends.size() + 1);  // steps in the windows of the lanes before
-  for (std::size_t lane = 0; lane < ends.size(); ++lane) {
-    before[lane + 1] = before[lane] + window_until(ends[lane], slots).size();
-  }
+void Sampler::sample_uniform(const Task& task) {
+  std::vector<std::uint64_t> before(task.ends.size() + 1);  // steps in the windows of the lanes before
+  for (std::size_t lane = 0; lane < task.ends.size(); ++lane)
+    before[lane + 1] = before[lane] + task.window(lane).size();
   const std::uint64_t all = before.back();
   if (all == 0) nothing("the replay is empty; write transitions first");
-  for (std::uint64_t at = 0; at < out.count; ++at) {
+  const auto draw = [&](RowRandom& random) -> Drawn {
+    const std::uint64_t drawn = random.below(all);
+    const auto above = std::upper_bound(before.begin(), before.end(), drawn);
+    const auto lane = static_cast<std::uint64_t>(above - before.begin()) - 1;
+    return {lane, task.window(lane).first + (drawn - before[lane])};
+  };
+  for (std::uint64_t at = 0; at < task.out.count; ++at) {
+    task.go_on();
+    if (at + 1 < task.out.count) {
+      RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
+      const Drawn expected = draw(next);
+      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
+    }
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
     for (int tries = 1;; ++tries) {
-      const std::uint64_t drawn = random.below(all);
-      const auto above = std::upper_bound(before.begin(), before.end(), drawn);
-      const auto lane = static_cast<std::uint64_t>(above - before.begin()) - 1;
-      const Window window = window_until(ends[lane], slots);
-      const std::uint64_t step = window.first + (drawn - before[lane]);
-      const Verdict verdict = reader.take(lane, step, window, row(reader, out, at));
+      const Drawn drawn = draw(random);
+      const Verdict verdict = task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at));
       if (verdict == Verdict::kTaken) {
-        out.indices[2 * at] = static_cast<std::int64_t>(lane);
-        out.indices[2 * at + 1] = static_cast<std::int64_t>(step);
-        out.weights[at] = 1;
+        task.took(at, drawn);
+        task.out.weights[at] = 1;
         break;
       }
       if (verdict == Verdict::kOverwritten) ++race_rejects_;
       if (tries % kLookAfter != 0) continue;
-      require_any(reader, ends, all);
+      task.go_on();
+      require_any(task, all);
     }
   }
 }
 
 // Throws if there is nothing to draw, and says which of the two reasons it has.
-void Sampler::require_any(const TransitionReader& reader, const std::vector<std::uint64_t>& ends,
-                          std::uint64_t all) const {
+void Sampler::require_any(const Task& task, std::uint64_t all) const {
   bool overwritten = false;
-  for (std::uint64_t lane = 0; lane < ends.size(); ++lane) {
-    const Window window = window_until(ends[lane], ring_->shape().slots);
+  for (std::uint64_t lane = 0; lane < task.ends.size(); ++lane) {
+    const Window window = task.window(lane);
     for (std::uint64_t step = window.first; step < window.end; ++step) {
-      const Verdict verdict = reader.judge(lane, step, window);
+      const Verdict verdict = task.reader.judge(lane, step, window);
       if (verdict == Verdict::kTaken) return;
       overwritten = overwritten || verdict == Verdict::kOverwritten;
     }
@@ -94,7 +131,6 @@ void Sampler::require_any(const TransitionReader& reader, const std::vector<std:
 }
 
 Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends) {
-  if (!options_) throw std::logic_error("priorities: this replay was made without them");
   if (!priorities_) {
     priorities_.emplace(*ring_, rules, options_->alpha);
     rules_ = rules;
@@ -108,42 +144,55 @@ Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std:
   return *priorities_;
 }
 
+std::optional<Sampler::State> Sampler::state() const {
+  const std::lock_guard lock(mutex_);
+  if (!priorities_) return std::nullopt;
+  return State{rules_.n_step, priorities_->state()};
+}
+
 void Sampler::restore(const TransitionRules& rules, const Priorities::State& state) {
+  const std::lock_guard lock(mutex_);
   if (!options_) throw std::logic_error("load: priorities were saved, but this replay was made without them");
   priorities_.emplace(*ring_, rules, options_->alpha);
   rules_ = rules;
   priorities_->restore(state);
 }
 
-void Sampler::sample_by_priority(const TransitionReader& reader, Priorities& priorities,
-                                 const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out) {
+void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
   if (priorities.count() == 0) nothing("no whole transition has been written yet");
-  const std::uint64_t slots = ring_->shape().slots;
   const auto total = static_cast<double>(priorities.total());
   const auto count = static_cast<double>(priorities.count());
   double largest = 0;
-  std::vector<double> weights(out.count);
-  for (std::uint64_t at = 0; at < out.count; ++at) {
+  std::vector<double> weights(task.out.count);
+  const auto draw = [&](RowRandom& random) { return priorities.find(random.below(priorities.total())); };
+  for (std::uint64_t at = 0; at < task.out.count; ++at) {
+    task.go_on();
+    if (at + 1 < task.out.count) {
+      RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
+      const Drawn expected = draw(next);
+      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
+    }
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
     for (int lost = 0;;) {
-      const Drawn drawn = priorities.find(random.below(priorities.total()));
-      const Window window = window_until(ends[drawn.lane], slots);
-      if (reader.take(drawn.lane, drawn.step, window, row(reader, out, at)) != Verdict::kTaken) {
+      const Drawn drawn = draw(random);
+      if (task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at)) != Verdict::kTaken) {
         ++race_rejects_;
         if (++lost == kLookAfter) overtaken();  // the weights do not change meanwhile: it may be that all are lost
         continue;
       }
-      out.indices[2 * at] = static_cast<std::int64_t>(drawn.lane);
-      out.indices[2 * at + 1] = static_cast<std::int64_t>(drawn.step);
-      weights[at] = std::pow(count * static_cast<double>(priorities.weight(drawn)) / total, -beta);
+      task.took(at, drawn);
+      weights[at] = std::pow(count * static_cast<double>(priorities.weight(drawn)) / total, -task.beta);
       largest = std::max(largest, weights[at]);
       break;
     }
   }
-  for (std::uint64_t at = 0; at < out.count; ++at) out.weights[at] = static_cast<float>(weights[at] / largest);
+  for (std::uint64_t at = 0; at < task.out.count; ++at) {
+    task.out.weights[at] = static_cast<float>(weights[at] / largest);
+  }
 }
 
 std::uint64_t Sampler::update(const std::int64_t* indices, const double* priorities, std::uint64_t count) {
+  const std::lock_guard lock(mutex_);
   if (!priorities_) throw std::logic_error("update_priorities: nothing was sampled by priority yet");
   std::uint64_t known = 0;
   for (std::uint64_t i = 0; i < count; ++i) {

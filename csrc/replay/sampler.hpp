@@ -8,11 +8,14 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
+#include "replay/batch_memory.hpp"
 #include "replay/counter_random.hpp"
 #include "replay/priorities.hpp"
 
@@ -27,21 +30,21 @@ struct Overtaken : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Where a batch goes: arrays of `count` rows.
-struct BatchOut {
-  std::uint64_t count;
-  std::uint8_t* observations;  // observations_per_row() x obs_bytes
-  std::uint8_t* actions;       // action_bytes
-  float* rewards;
-  float* discounts;
-  float* weights;         // importance weights, the largest of a batch is 1; uniform: all 1
-  std::int64_t* indices;  // lane, step
+struct Cancelled : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 struct PriorityOptions {
   double alpha;
 };
 
+// Where the windows of a batch end, a step a lane.
+struct Ends {
+  std::vector<std::uint64_t> steps;
+  bool fixed;  // else a batch whose windows were overtaken is drawn from where the writers are then
+};
+
+// For any number of threads, which take turns.
 class Sampler {
  public:
   Sampler(std::shared_ptr<const Ring> ring, std::uint64_t seed, std::optional<PriorityOptions> priorities);
@@ -49,9 +52,11 @@ class Sampler {
   // The published ends of all lanes, now.
   std::vector<std::uint64_t> ends() const;
 
-  // The next batch, out of windows that end at `ends`. Throws NothingToSample and Overtaken. beta is the exponent of
-  // the weights.
-  void sample(const TransitionRules& rules, const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out);
+  // The next batch, out of windows that end at `ends`. Throws NothingToSample and Overtaken; and Cancelled soon after
+  // `given_up`, which is asked now and then, says so: the same batch is still the next one then. beta is the exponent
+  // of the weights.
+  void sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
+              const std::function<bool()>& given_up = {});
 
   // How many of these were still known, and changed.
   std::uint64_t update(const std::int64_t* indices, const double* priorities, std::uint64_t count);
@@ -61,25 +66,29 @@ class Sampler {
   void set_batches(std::uint64_t number) noexcept { batch_ = number; }
   std::uint64_t race_rejects() const noexcept { return race_rejects_; }
   std::uint64_t stale_updates() const noexcept { return stale_updates_; }
-  // None before the first batch was drawn. `rules` as in that batch.
-  Priorities* priorities() noexcept { return priorities_ ? &*priorities_ : nullptr; }
-  Priorities& follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends);
-  const TransitionRules& rules() const noexcept { return rules_; }  // that the priorities are made for
+
+  struct State {
+    std::uint64_t n_step;  // of the transitions that the priorities are of
+    Priorities::State priorities;
+  };
+  std::optional<State> state() const;  // none before a batch was drawn by priority
   void restore(const TransitionRules& rules, const Priorities::State& state);
 
  private:
-  void sample_uniform(const TransitionReader& reader, const std::vector<std::uint64_t>& ends, const BatchOut& out);
-  void sample_by_priority(const TransitionReader& reader, Priorities& priorities,
-                          const std::vector<std::uint64_t>& ends, double beta, const BatchOut& out);
-  void require_any(const TransitionReader& reader, const std::vector<std::uint64_t>& ends, std::uint64_t all) const;
-  TransitionOut row(const TransitionReader& reader, const BatchOut& out, std::uint64_t at) const noexcept;
-
+  void sample_once(const TransitionReader& reader, const TransitionRules& rules, const std::vector<std::uint64_t>& ends,
+                   double beta, const BatchOut& out);
+  struct Task;  // what one call of sample() has to do
+  void sample_uniform(const Task& task);
+  void sample_by_priority(const Task& task, Priorities& priorities);
+  Priorities& follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends);
+  void require_any(const Task& task, std::uint64_t all) const;
   std::shared_ptr<const Ring> ring_;
   std::uint64_t seed_;
   std::optional<PriorityOptions> options_;
+  mutable std::mutex mutex_;  // for what is drawn and what decides it
   std::optional<Priorities> priorities_;
   TransitionRules rules_{};  // that the priorities were made for
-  std::uint64_t batch_ = 0;
+  std::atomic<std::uint64_t> batch_ = 0;
   std::atomic<std::uint64_t> race_rejects_ = 0;
   std::atomic<std::uint64_t> stale_updates_ = 0;
 };

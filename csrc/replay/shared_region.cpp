@@ -86,7 +86,8 @@ Mapping map(int descriptor, std::size_t offset, std::size_t bytes, int protectio
 
 // ---- SharedRegion
 
-SharedRegion::SharedRegion(int descriptor, std::size_t bytes) : descriptor_(descriptor), bytes_(bytes) {
+SharedRegion::SharedRegion(int descriptor, std::size_t bytes, Access access)
+    : descriptor_(descriptor), bytes_(bytes), access_(access) {
   watch_forks();
   struct stat status{};
   if (fstat(descriptor, &status) == 0) inode_ = status.st_ino;
@@ -100,7 +101,7 @@ std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
     const int error = errno;
     throw RegionTooLarge("replay: no shared memory can be made (" + reason(error) + ")");
   }
-  const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, bytes));
+  const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, bytes, Access::kReadWrite));
   if (fchmod(descriptor, 0600) != 0) throw RegionTooLarge("replay: its memory cannot be made private");
   // Not ftruncate: that promises pages which are not there, and their first use would be a signal.
   int failed = 0;
@@ -116,15 +117,15 @@ std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
   return region;
 }
 
-std::shared_ptr<SharedRegion> SharedRegion::attach(const RegionAddress& address) {
+std::shared_ptr<SharedRegion> SharedRegion::attach(const RegionAddress& address, Access access) {
   const std::string path = "/proc/" + std::to_string(address.pid) + "/fd/" + std::to_string(address.descriptor);
-  const int descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const int descriptor = open(path.c_str(), (access == Access::kReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC);
   if (descriptor < 0) {
     const int error = errno;
     throw RegionGone("attach: the replay of process " + std::to_string(address.pid) + " cannot be opened (" +
                      reason(error) + "): has it ended, closed its replay, or does it belong to another user?");
   }
-  const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, address.bytes));
+  const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, address.bytes, access));
   struct stat status{};
   const bool same = fstat(descriptor, &status) == 0 && status.st_ino == address.inode &&
                     static_cast<std::uint64_t>(status.st_size) == address.bytes &&
@@ -173,6 +174,9 @@ bool RegionLock::is_taken(const SharedRegion& region, std::uint64_t first, std::
 }
 
 std::optional<RegionLock> RegionLock::try_take(const SharedRegion& region, std::uint64_t first, std::uint64_t count) {
+  if (region.access() == Access::kReadOnly) {
+    throw std::logic_error("writer: this process only observes the replay; attach to it in order to write");
+  }
   // An open file of its own: the lock belongs to it, not to the process, so two owners in one process exclude each
   // other.
   const std::string path = "/proc/self/fd/" + std::to_string(region.descriptor());

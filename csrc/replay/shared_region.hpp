@@ -53,10 +53,13 @@ class Mapping {
   std::size_t bytes_ = 0;
 };
 
+enum class Access { kReadOnly, kReadWrite };
+
 class SharedRegion {
  public:
   static std::shared_ptr<SharedRegion> create(std::size_t bytes);
-  static std::shared_ptr<SharedRegion> attach(const RegionAddress& address);
+  // Read-only, it cannot be mapped for writing, and no lock be taken on it.
+  static std::shared_ptr<SharedRegion> attach(const RegionAddress& address, Access access);
   SharedRegion(const SharedRegion&) = delete;
   SharedRegion& operator=(const SharedRegion&) = delete;
   ~SharedRegion();
@@ -65,15 +68,17 @@ class SharedRegion {
   std::size_t bytes() const noexcept { return bytes_; }
   RegionAddress address() const noexcept;
   int descriptor() const noexcept { return descriptor_; }
+  Access access() const noexcept { return access_; }
 
   // A second view of a part, for its writer. `offset` is a multiple of the page size.
   Mapping map_writable(std::size_t offset, std::size_t bytes) const;
 
  private:
-  SharedRegion(int descriptor, std::size_t bytes);
+  SharedRegion(int descriptor, std::size_t bytes, Access access);
 
   int descriptor_;
   std::size_t bytes_;
+  Access access_;
   std::uint64_t inode_ = 0;
   Mapping read_only_;
 };

@@ -54,6 +54,28 @@ void TransitionReader::copy_stack(const LaneView<const std::uint64_t>& lane, std
   }
 }
 
+void TransitionReader::place_stack(std::uint64_t lane, std::uint64_t newest, std::uint64_t age,
+                                   std::int64_t* out) const noexcept {
+  const std::uint64_t back = reach(age);
+  const std::int64_t pad = rules_.padding == Padding::kZeros ? static_cast<std::int64_t>(shape_.lanes * shape_.slots)
+                                                             : place(lane, newest - back);
+  out = std::fill_n(out, shape_.stack - 1 - back, pad);
+  for (std::uint64_t step = newest - back; step <= newest; ++step) *out++ = place(lane, step);
+}
+
+void TransitionReader::expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept {
+  constexpr std::uint64_t kPageWords = 512;
+  const LaneView<const std::uint64_t> view = ring_.lane(lane);
+  __builtin_prefetch(view.meta(step));
+  __builtin_prefetch(view.meta(step + 1) + view.meta_words - 1);
+  if (out.observations == nullptr) return;
+  // A line of every page that both stacks lie in, for its address; within a page the processor sees where it goes.
+  const std::uint64_t first = (step + view.slots - (shape_.stack - 1)) % view.slots;
+  const std::uint64_t run = std::min(shape_.stack + 1, view.slots - first) * view.payload_words;
+  const std::uint64_t* const oldest = view.payload(first);
+  for (std::uint64_t word = 0; word < run; word += kPageWords) __builtin_prefetch(oldest + word);
+}
+
 Verdict TransitionReader::judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept {
   Path path;
   return follow(ring_.lane(lane), step, window, path);
@@ -71,12 +93,23 @@ Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Win
   const Verdict verdict = follow(view, step, window, path);
   if (verdict != Verdict::kTaken) return verdict;
   lane::load_payload(out.action, view.action(step + 1), shape_.action_bytes);
-  copy_stack(view, step, path.from.age, out.observations);
-  if (rules_.n_step == 1) {  // the second stack shares all but its newest with the first
-    lane::load_payload(out.observations + shape_.stack * shape_.obs_bytes, view.payload(path.end), shape_.obs_bytes);
+  const std::uint64_t end_age = path.from.age + (path.end - step);
+  const std::uint64_t first_stack_bytes = shape_.stack * shape_.obs_bytes;
+  // With n_step 1 the second stack shares all but its newest with the first.
+  if (out.observations == nullptr) {
+    place_stack(lane, step, path.from.age, out.places);
+    if (rules_.n_step == 1) {
+      out.places[shape_.stack] = place(lane, path.end);
+    } else {
+      place_stack(lane, path.end, end_age, out.places + shape_.stack);
+    }
   } else {
-    const std::uint64_t age = path.from.age + (path.end - step);
-    copy_stack(view, path.end, age, out.observations + shape_.stack * shape_.obs_bytes);
+    copy_stack(view, step, path.from.age, out.observations);
+    if (rules_.n_step == 1) {
+      lane::load_payload(out.observations + first_stack_bytes, view.payload(path.end), shape_.obs_bytes);
+    } else {
+      copy_stack(view, path.end, end_age, out.observations + first_stack_bytes);
+    }
   }
   *out.reward = static_cast<float>(path.reward);
   *out.discount = static_cast<float>(path.discount);

@@ -39,8 +39,11 @@ struct TransitionRules {
 };
 
 // Where one transition goes. With n_step 1 both stacks are views of stack + 1 observations, else each has its own.
+// Instead of the observations it can be told where they lie in a mirror of the ring: a table with a row for every slot
+// of lane 0, of lane 1, ..., and a last row of zeros.
 struct TransitionOut {
-  std::uint8_t* observations;
+  std::uint8_t* observations;  // or null:
+  std::int64_t* places;        // then rows of the table, as many as observations would be
   std::uint8_t* action;
   float* reward;
   float* discount;
@@ -66,6 +69,9 @@ class TransitionReader {
   // Copies transition `step` if it is eligible in `window`, which must contain it. Unless taken, `out` holds anything.
   Verdict take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out) const noexcept;
 
+  // Has the processor fetch what `take` into such an `out` will touch first, so that it need not wait for memory then.
+  void expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept;
+
   // The verdict without copying.
   Verdict judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;
 
@@ -88,6 +94,10 @@ class TransitionReader {
   std::uint64_t reach(std::uint64_t age) const noexcept;  // observations before the newest in a stack of that age
   void copy_stack(const LaneView<const std::uint64_t>& lane, std::uint64_t newest, std::uint64_t age,
                   std::uint8_t* out) const noexcept;
+  std::int64_t place(std::uint64_t lane, std::uint64_t step) const noexcept {
+    return static_cast<std::int64_t>(lane * shape_.slots + step % shape_.slots);
+  }
+  void place_stack(std::uint64_t lane, std::uint64_t newest, std::uint64_t age, std::int64_t* out) const noexcept;
 
   const Ring& ring_;
   RingShape shape_;

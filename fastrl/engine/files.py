@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
+import stat
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+# No JSON of a run is larger; reading a larger one would only fill the memory.
+MOST_JSON_BYTES = 256_000_000
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe of that name does not block
 
 
 class DamagedFile(ValueError):
     """A file that is not what was written: which one, and what is wrong with it."""
 
 
+def make_private_directory(path: Path) -> None:
+    """Make a directory that only its owner may enter, and what is missing above it, their names on disk."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # somebody else was first
+            os.mkdir(directory, 0o700)
+        sync_directory(directory.parent)
+
+
 def write_private(path: Path, *parts: Any) -> None:
     """Write a file that only its owner may read, all of it on disk, under its name only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # The name is a new one each time: what a process that was killed has left belongs to nobody, and in a container the
+    # next process has the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        try:
             for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+                rest = memoryview(part).cast("B")
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
     sync_directory(path.parent)
 
@@ -39,10 +62,47 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def forget_leftovers(directory: Path, endings: Iterable[str] = ("",)) -> None:
+    """Delete what :func:`write_private` left here when its process was killed.
+
+    Args:
+        directory: nobody is to write such a file there meanwhile.
+        endings: only of files whose names end so.
+    """
+    for ending in endings:
+        for path in directory.glob(f".*{ending}.*.part"):
+            path.unlink(missing_ok=True)
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The content of a plain file: no link, no pipe, no device, and no more than fits.
+
+    Raises:
+        DamagedFile: it is something else, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, _READ)
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be opened ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedFile(f"{path}: is no plain file")
+        if found.st_size > most_bytes:
+            raise DamagedFile(f"{path}: has {found.st_size:,} bytes, at most {most_bytes:,} are allowed")
+        try:
+            return file.read(found.st_size)
+        except OSError as error:
+            raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` under a line with its length and checksum."""
     body = json.dumps(content, separators=(",", ":")).encode()
-    write_private(path, json.dumps({"crc32": zlib.crc32(body), "bytes": len(body)}).encode(), b"\n", body)
+    head = json.dumps({"crc32": zlib.crc32(body), "bytes": len(body)}).encode()
+    if len(head) + 1 + len(body) > MOST_JSON_BYTES:
+        raise ValueError(f"write_json: {path} would have {len(body):,} bytes, at most {MOST_JSON_BYTES:,} are allowed")
+    write_private(path, head, b"\n", body)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,13 +111,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: it is missing, cut or changed.
     """
+    written = read_regular(path, MOST_JSON_BYTES)
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
+        head, body = written.split(b"\n", 1)
         said = json.loads(head)
         if len(body) != said["bytes"] or zlib.crc32(body) != said["crc32"]:
             raise DamagedFile(f"{path}: its checksum is not the one that was saved")
         content = json.loads(body)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DamagedFile):
             raise
         raise DamagedFile(f"{path}: cannot be read ({error})") from None

@@ -7,6 +7,7 @@ step of every env is a decision of the agent.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,14 @@ from gymnasium.vector import AutoresetMode
 
 from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
 from fastrl.engine.games import find_game
+from fastrl.engine.mujoco_pool import MujocoPool
+from fastrl.engine.mujoco_tasks import task_ids
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
 from fastrl.engine.protocol import protocol as named_protocol
 from fastrl.engine.replay import Replay
 from fastrl.engine.rules import resolved_protocol
+
+_EPISODE = struct.Struct("<dq")  # of an episode under way: return so far, steps
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ class RecordedGymnasium:
     """Envs of Gymnasium with vectors as observations, stepped one after the other and recorded in a replay.
 
     Actions are numbers from 0 on, or, for a Box, in [-1, 1] for each dimension, whatever the Box's own bounds are.
-    They have no state that could be saved: a run that is resumed begins new episodes.
+    The MuJoCo tasks that fastrl has a pool for are stepped by that pool, whose states can be saved. Others have none: a
+    run that is resumed begins new episodes in them.
     """
 
     kind: Literal["atari", "gymnasium"] = "gymnasium"
@@ -153,6 +159,7 @@ class RecordedGymnasium:
         num_envs: int,
         capacity: int | Literal["auto"],
         *,
+        threads: int | None = None,
         seed: int = 0,
         replay_seed: int = 0,
         alpha: float | None = None,
@@ -160,14 +167,15 @@ class RecordedGymnasium:
     ) -> None:
         self.num_envs = num_envs
         self._env_id = env_id
-        self._envs = make_gymnasium(env_id, num_envs)
+        self._envs = make_vectors(env_id, num_envs, threads)
         try:
             self._prepare(capacity, replay_seed, alpha, resume_replay)
         except BaseException:
             self._envs.close()
             raise
         self._seed = seed
-        self._writers = [self.replay.writer(lane) for lane in range(num_envs)]
+        goes_on = resume_replay is not None and isinstance(self._envs, MujocoPool)
+        self._writers = [self.replay.writer(lane, continue_episode=goes_on) for lane in range(num_envs)]
         self._returns = np.zeros(num_envs)
         self._steps = np.zeros(num_envs, np.int64)
         self._actions: npt.NDArray[Any] | None = None
@@ -203,8 +211,12 @@ class RecordedGymnasium:
             self.replay.load(resume_replay)
 
     def start(self, states: Sequence[bytes] | None = None) -> None:
-        """Begin new episodes: there are no saved ones to go on with."""
-        assert states is None
+        """Begin new episodes, or go on with saved ones."""
+        if states is not None:
+            self._envs.load_state([state[_EPISODE.size :] for state in states])
+            for env, state in enumerate(states):
+                self._returns[env], self._steps[env] = _EPISODE.unpack(state[: _EPISODE.size])
+            return
         obs, _ = self._envs.reset(seed=self._seed)
         for writer, first in zip(self._writers, self._recordable(obs, "an observation"), strict=True):
             writer.start(first)
@@ -262,8 +274,11 @@ class RecordedGymnasium:
         return found
 
     def save_state(self) -> list[bytes] | None:
-        """None: these envs cannot be saved."""
-        return None
+        """The envs as they are, for :meth:`start`; None: these cannot be saved."""
+        if not isinstance(self._envs, MujocoPool):
+            return None
+        states = self._envs.save_state()
+        return [_EPISODE.pack(self._returns[env], self._steps[env]) + state for env, state in enumerate(states)]
 
     def close(self) -> None:
         """End the envs and free the lanes."""
@@ -300,6 +315,13 @@ def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt
         return (np.rint(found) if whole else found).astype(kind)
 
     return scale
+
+
+def make_vectors(env_id: str, num_envs: int, threads: int | None = None) -> Any:
+    """Envs with vectors as observations, which reset within the step: fastrl's own pool, or Gymnasium's vector."""
+    if env_id in task_ids():
+        return MujocoPool(env_id, num_envs, threads=threads, autoreset="same_step")
+    return make_gymnasium(env_id, num_envs)
 
 
 def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ids under which ``gymnasium.make_vec`` finds the pool: ``fastrl/Breakout-v0`` and its like."""
+"""The ids under which ``gymnasium.make_vec`` finds the pools: ``fastrl/Breakout-v0``, ``fastrl/Hopper-v5``, ..."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NoReturn
 import gymnasium
 
 from fastrl.engine.games import playable_games
+from fastrl.engine.mujoco_tasks import task_ids
 
 
 def single_env(**arguments: object) -> NoReturn:
@@ -24,7 +25,7 @@ def _camel(game: str) -> str:
 
 
 def register() -> None:
-    """Register ``fastrl/<Game>-v0`` for every game; registering again changes nothing.
+    """Register ``fastrl/<Game>-v0`` for every game and ``fastrl/<Task>-v5``; registering again changes nothing.
 
     >>> import gymnasium, fastrl
     >>> envs = gymnasium.make_vec("fastrl/Breakout-v0", num_envs=2, protocol="nature")
@@ -36,4 +37,11 @@ def register() -> None:
                 entry_point="fastrl.engine.registration:single_env",
                 vector_entry_point="fastrl.engine.atari_pool:AtariPool",
                 kwargs={"env_id": game},
+            )
+    for task in task_ids():
+        if f"fastrl/{task}" not in gymnasium.registry:
+            gymnasium.register(
+                id=f"fastrl/{task}",
+                vector_entry_point="fastrl.engine.mujoco_pool:MujocoPool",
+                kwargs={"env_id": task},
             )

@@ -11,21 +11,28 @@ import hashlib
 import logging
 import math
 import os
+import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from fastrl.engine import native
+from fastrl.engine.batches import Batch, BatchBuffer, BatchLender
 from fastrl.engine.budget import available_memory_bytes
+from fastrl.engine.observer import Observer
+from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.replay_store import DamagedReplay, SlotStore, manifests, read_manifest
 from fastrl.engine.rules import whole_number
+
+if TYPE_CHECKING:
+    from fastrl.engine.mirror import Mirror
 
 LaneBusy = native.core.LaneBusy
 NothingToSample = native.core.NothingToSample
@@ -40,57 +47,6 @@ _DIGEST_SLOTS = 4096  # that are copied at a time
 _PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Transitions, a row each. Unpacks in this order."""
-
-    obs: npt.NDArray[Any]  # (batch, stack, *obs_shape)
-    action: npt.NDArray[Any]
-    reward: npt.NDArray[np.float32]  # of n steps, discounted
-    discount: npt.NDArray[np.float32]  # of next_obs: gamma^n, 0 after a true end
-    next_obs: npt.NDArray[Any]  # with n_step=1 a view of the same memory as obs
-    index: npt.NDArray[np.int64]  # (batch, 2): lane and step, for update_priorities
-    weight: npt.NDArray[np.float32]  # importance weights, at most 1; uniform replay: all 1
-
-    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return iter((self.obs, self.action, self.reward, self.discount, self.next_obs, self.index, self.weight))
-
-
-class BatchBuffer:
-    """Memory that batches of one size are written into, see :meth:`Replay.buffer`."""
-
-    def __init__(self, replay: Replay, batch: int, n_step: int, pin_memory: bool) -> None:
-        stack, item = replay.stack, replay.obs_shape
-        rows = stack + 1 if n_step == 1 else 2 * stack
-        make = _pinned if pin_memory else np.empty
-        self.n_step = n_step
-        self.observations: npt.NDArray[Any] = make((batch, rows, *item), replay.obs_dtype)
-        action = make((batch, *replay.action_shape), replay.action_dtype)
-        reward, discount, weight = (make((batch,), np.dtype(np.float32)) for _ in range(3))
-        index = make((batch, 2), np.dtype(np.int64))
-        self._arrays = native.core.BatchArrays(self.observations, action, reward, discount, weight, index)
-        next_begin = 1 if n_step == 1 else stack
-        self.batch = Batch(
-            self.observations[:, :stack],
-            action,
-            reward,
-            discount,
-            self.observations[:, next_begin : next_begin + stack],
-            index,
-            weight,
-        )
-
-
-def _pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Page-locked memory, which torch allocates and keeps alive as long as the array."""
-    import torch
-
-    nbytes = max(1, math.prod(shape) * dtype.itemsize)
-    memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    array: npt.NDArray[Any] = memory.numpy()[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-    return array
 
 
 @dataclass(frozen=True)
@@ -210,14 +166,20 @@ class Replay:
         self._ring = ring
         self._pid = os.getpid()
         self._sampler = native.core.Sampler(ring, self.seed, self.alpha)
-        self._sink: Any = None
+        self._lender = BatchLender(
+            ring,
+            np.empty(self.obs_shape, self.obs_dtype),
+            np.empty(self.action_shape, self.action_dtype),
+            most_steps=self._slots - self._least_slots() + 1,
+        )
+        self._made_prefetcher: weakref.ref[Prefetcher] | None = None
 
     def _shape(self, slots: int) -> dict[str, int]:
         return {
             "lanes": self.lanes,
             "slots": slots,
             "stack": self.stack,
-            "obs_bytes": math.prod(self.obs_shape) * self.obs_dtype.itemsize,
+            "obs_bytes": self.obs_bytes,
             "action_bytes": math.prod(self.action_shape) * self.action_dtype.itemsize,
         }
 
@@ -261,9 +223,19 @@ class Replay:
         return slots
 
     def _least_slots(self) -> int:
-        return max(self._spare_steps, int(native.core.guard_steps)) + self.stack + 1
+        return max(self._spare_steps, self.guard_steps) + self.stack + 1
 
     # ---- what it is
+
+    @property
+    def obs_bytes(self) -> int:
+        """Of one observation."""
+        return math.prod(self.obs_shape) * self.obs_dtype.itemsize
+
+    @property
+    def guard_steps(self) -> int:
+        """How many of a full lane's oldest steps are left alone, so that its writer may go on while one samples."""
+        return int(native.core.guard_steps)
 
     @property
     def capacity(self) -> int:
@@ -277,7 +249,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Steps that can be looked at, all lanes together."""
-        kept = self._slots - native.core.guard_steps
+        kept = self._slots - self.guard_steps
         return sum(min(int(end), kept) for end in self._ring.published())
 
     def stats(self) -> dict[str, Any]:
@@ -312,10 +284,21 @@ class Replay:
         self._require_here("writer")
         return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1), bool(continue_episode))
 
-    def sink(self, continue_episodes: bool = False) -> Any:
-        """What an ``AtariPool(sink=...)`` writes into: env i becomes lane i. Holds all lanes as long as it lives."""
+    def sink(self, continue_episodes: bool = False, *, first_lane: int = 0, lanes: int | None = None) -> Any:
+        """What an ``AtariPool(sink=...)`` writes into: env i becomes lane ``first_lane + i``.
+
+        Args:
+            continue_episodes: of envs that were restored with the replay.
+            first_lane: pools of several processes share a replay, each with lanes of its own.
+            lanes: how many; None: all from the first on. The sink holds them as long as it lives.
+
+        Raises:
+            LaneBusy: one of them has a writer.
+        """
         self._require_here("sink")
-        return native.core.RingSink(self._ring, bool(continue_episodes))
+        first = whole_number("sink: first_lane", first_lane, 0, self.lanes - 1)
+        count = self.lanes - first if lanes is None else whole_number("sink: lanes", lanes, 1, self.lanes - first)
+        return native.core.RingSink(self._ring, first, count, bool(continue_episodes))
 
     # ---- reading
 
@@ -337,7 +320,8 @@ class Replay:
 
     def buffer(self, batch: int, n_step: int = 1, pin_memory: bool = False) -> BatchBuffer:
         """Memory for :meth:`sample`'s ``out``; ``pin_memory`` for copies to a GPU while something else runs."""
-        return BatchBuffer(self, whole_number("batch", batch, 1, 2**20), self._checked_n_step(n_step), bool(pin_memory))
+        form = self._lender.form(batch, n_step)
+        return BatchBuffer(self._lender.bank(bool(pin_memory)).lend(form), n_step)
 
     def sample(
         self,
@@ -355,48 +339,101 @@ class Replay:
             batch: how many.
             n_step: over how many steps rewards are summed; an end of the episode comes first.
             gamma: discount of a step.
-            out: memory from :meth:`buffer`; without it the batch's arrays are new, and the caller's to keep.
+            out: memory from :meth:`buffer`; without it the batch is the caller's as long as one of its arrays is held.
+                Its memory is used again when all are gone.
             boundary: what :meth:`boundary` returned earlier; None: everything that is published.
             beta: exponent of the importance weights, where the replay is prioritised.
+
+        With a prefetcher (:meth:`prefetch`) it first waits until all is done that was asked for there.
 
         Raises:
             NothingToSample: there is no whole transition yet.
         """
-        self._require_here("sample")
+        self._settle("sample")
         if out is None:
-            out = self.buffer(batch, n_step)
+            loan = self._lender.lend(batch, n_step)
         elif not isinstance(out, BatchBuffer) or len(out.batch.reward) != batch or out.n_step != n_step:
             raise ValueError(f"sample: out must be what replay.buffer({batch}, {n_step}) made")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"sample: gamma {gamma!r} is outside [0, 1]")
-        if not 0 <= beta <= 1:
-            raise ValueError(f"sample: beta {beta!r} is outside [0, 1]")
-        self._sampler.sample(out._arrays, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
-        return out.batch
+        else:
+            loan = out.loan
+        _check_exponents("sample", gamma, beta)
+        self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
+        return Batch.of(loan) if out is None else out.batch
+
+    def _draw(self, batch: int, n_step: int, gamma: float, boundary: Sequence[int], beta: float) -> Any:
+        """The loan of a batch with places of a mirror instead of observations; else what :meth:`sample` draws."""
+        self._settle("draw")
+        _check_exponents("draw", gamma, beta)
+        loan = self._lender.lend(batch, n_step, with_observations=False)
+        self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
+        return loan
+
+    def mirror(self, device: Any = "cuda") -> Mirror:
+        """A copy of the observations in the memory of a device, see :class:`fastrl.engine.mirror.Mirror`."""
+        from fastrl.engine.mirror import Mirror
+
+        self._require_here("mirror")
+        return Mirror(self, device)
+
+    def prefetch(
+        self,
+        batch: int,
+        depth: int = 2,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        beta: float = 0.4,
+        pin_memory: bool = False,
+    ) -> Prefetcher:
+        """A thread that draws batches while the learner does something else, see :class:`Prefetcher`.
+
+        Args:
+            batch: how many transitions a batch has.
+            depth: how many batches may be asked for and not taken; so many take memory beside those that are held.
+            n_step: as in :meth:`sample`, as are gamma and beta.
+            gamma: discount of a step.
+            beta: exponent of the importance weights, unless a request gives its own.
+            pin_memory: for copies to a GPU while something else runs, see :meth:`Batch.guard`.
+
+        Example:
+            >>> replay = Replay(capacity=1000, lanes=1, obs_shape=(3,), obs_dtype="float32", stack=1)
+            >>> with replay.writer(0) as writer:
+            ...     writer.start(np.zeros(3, np.float32))
+            ...     writer.append(1, 0.5, np.ones(3, np.float32), terminated=True, truncated=False)
+            >>> with replay.prefetch(batch=32) as prefetcher:
+            ...     prefetcher.request()
+            ...     batch = prefetcher.take()  # drawn meanwhile
+            >>> batch.obs.shape
+            (32, 1, 3)
+        """
+        self._require_here("prefetch")
+        if self._prefetcher is not None:
+            raise RuntimeError("prefetch: this replay has a prefetcher already; close() that one first")
+        _check_exponents("prefetch", gamma, beta)
+        prefetcher = Prefetcher(
+            self._sampler,
+            self._lender.bank(bool(pin_memory)),
+            self._lender.form(batch, n_step),
+            depth=whole_number("prefetch: depth", depth, 1, 1024),
+            n_step=n_step,
+            gamma=gamma,
+            padding=_PADDINGS[self.padding],
+            beta=beta,
+            prioritised=self.alpha is not None,
+        )
+        self._made_prefetcher = weakref.ref(prefetcher)
+        return prefetcher
 
     def update_priorities(self, index: npt.NDArray[np.int64], priority: npt.ArrayLike) -> int:
         """Give transitions that were sampled new priorities (not yet to the power of alpha).
 
-        Transitions that have been overwritten since are left alone and counted (``stale_updates``).
+        Transitions that have been overwritten since are left alone and counted (``stale_updates``). With a prefetcher
+        it first waits until all is done that was asked for there; the prefetcher's own ``update_priorities`` does not.
 
         Returns:
             How many were still there.
         """
-        self._require_here("update_priorities")
-        if self.alpha is None:
-            raise RuntimeError("update_priorities: this replay draws uniformly; make it with alpha=0.6, for example")
-        indices = np.asarray(index)
-        priorities = np.asarray(priority, dtype=np.float64)
-        if indices.dtype != np.int64 or indices.ndim != 2 or indices.shape[1] != 2:
-            raise ValueError(
-                f"update_priorities: index must be a batch's (batch, 2) int64 array, got {indices.dtype} of shape "
-                f"{indices.shape}"
-            )
-        if priorities.shape != (len(indices),):
-            raise ValueError(
-                f"update_priorities: {len(indices)} transitions, but priorities of shape {priorities.shape}"
-            )
-        return int(self._sampler.update(np.ascontiguousarray(indices), np.ascontiguousarray(priorities)))
+        self._settle("update_priorities")
+        return int(self._sampler.update(*checked_priorities(index, priority, self.alpha is not None)))
 
     # ---- on disk
 
@@ -414,6 +451,13 @@ class Replay:
         """
         self._require_here("save")
         whole_number("save: keep", keep, 1)
+        pending = self._prefetcher.pending if self._prefetcher is not None else 0
+        if pending > 0:
+            raise RuntimeError(
+                f"save: {pending} batches were asked for and not taken, which a load could not draw "
+                f"again; take() them first, or close the prefetcher"
+            )
+        self._settle("save")
         priorities = self._sampler.state()
         described = None
         if priorities is not None:
@@ -437,7 +481,7 @@ class Replay:
             "batches": self._sampler.batches,
             "priorities": described,
         }
-        kept_steps = self._slots - int(native.core.guard_steps)
+        kept_steps = self._slots - self.guard_steps
         return self._store(Path(directory)).save(self._ring, self.boundary(), kept_steps, state, keep)
 
     def load(self, saved: str | os.PathLike[str]) -> None:
@@ -472,6 +516,7 @@ class Replay:
                 raise ValueError(
                     f"load: {path} was saved from a replay with {name} {manifest.get(name)}, this has {value}"
                 )
+        self._settle("load")
         if any(self.boundary()):
             raise RuntimeError("load: this replay has been written to; load into a new one")
         lanes = self._store(path.parent).read(manifest)
@@ -535,6 +580,19 @@ class Replay:
         Raises:
             ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
         """
+        return cls._attached(handle, read_only=False)
+
+    @classmethod
+    def observe(cls, handle: ReplayHandle) -> Observer:
+        """Look at the replay of another process without being able to change it, see :class:`Observer`.
+
+        Raises:
+            ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
+        """
+        return Observer(cls._attached(handle, read_only=True))
+
+    @classmethod
+    def _attached(cls, handle: ReplayHandle, read_only: bool) -> Replay:
         if not isinstance(handle, ReplayHandle):
             raise TypeError(f"attach: {type(handle).__name__} is not what Replay.handle() returned")
         self = cls.__new__(cls)
@@ -548,7 +606,7 @@ class Replay:
         self._spare_steps = LEAST_SPARE_STEPS
         self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
         ring = native.core.Ring.attach(
-            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots)
+            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots), read_only
         )
         self._adopt(ring)
         return self
@@ -562,9 +620,24 @@ class Replay:
                 f"Replay.attach(handle) here, with a handle that was taken there"
             )
 
-    def _checked_n_step(self, n_step: Any) -> int:
-        most = self._slots - self._least_slots() + 1
-        return whole_number("n_step", n_step, 1, most)
+    @property
+    def _prefetcher(self) -> Prefetcher | None:
+        """The one that is open."""
+        found = None if self._made_prefetcher is None else self._made_prefetcher()
+        return None if found is None or found.closed else found
+
+    def _settle(self, operation: str) -> None:
+        """Before the sampler is used: whatever its prefetcher was asked for comes first."""
+        self._require_here(operation)
+        prefetcher = self._prefetcher
+        if prefetcher is not None:
+            prefetcher.drain(operation)
+
+
+def _check_exponents(operation: str, gamma: float, beta: float) -> None:
+    for name, value in (("gamma", gamma), ("beta", beta)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{operation}: {name} {value!r} is outside [0, 1]")
 
 
 def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:

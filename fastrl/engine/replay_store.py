@@ -7,6 +7,7 @@ The store takes at most what the ring takes, and once more what its kept saves h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -20,6 +21,7 @@ FORMAT = 1
 _MAGIC = b"fastrl-slots-1\n\0"
 _FILE_BYTES = 256_000_000  # about the largest file of slots
 _MANIFEST = "replay-{:08d}.json"
+_PARTS = ".*.part"  # what a save was writing
 
 
 class DamagedReplay(ValueError):
@@ -77,7 +79,21 @@ class SlotStore:
             state: goes into the manifest.
             keep: how many manifests stay; files that none of them names are deleted.
         """
+        try:
+            return self._save(ring, ends, kept_steps, state, keep)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._delete_unnamed()
+            raise OSError(
+                error.errno,
+                f"save: {self.directory} could not be written ({error.strerror}); earlier saves are whole; make "
+                f"room or save elsewhere, then save again",
+            ) from error
+
+    def _save(self, ring: Any, ends: list[int], kept_steps: int, state: dict[str, Any], keep: int) -> Path:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self.directory.glob(_PARTS):  # by a process that was killed
+            left.unlink(missing_ok=True)
         known, number = self._newest_known()
         windows = [(max(0, end - kept_steps), end) for end in ends]
         files: list[dict[str, Any]] = []
@@ -152,15 +168,17 @@ class SlotStore:
 
     def _forget_old(self, keep: int) -> None:
         """Delete manifests beyond ``keep``, then files that no manifest names."""
-        found = manifests(self.directory)
-        for path in found[keep:]:
+        for path in manifests(self.directory)[keep:]:
             path.unlink(missing_ok=True)
+        self._delete_unnamed()
+
+    def _delete_unnamed(self) -> None:
         named: set[str] = set()
-        for path in found[:keep]:
+        for path in manifests(self.directory):
             try:
                 named |= {file["name"] for file in read_manifest(path)["files"]}
             except DamagedReplay:
-                continue
+                return  # or could not be read just now: which files it names is not known
         for path in self.directory.glob("slots-*.bin"):
             if path.name not in named:
                 path.unlink(missing_ok=True)

@@ -152,13 +152,13 @@ class SharedRMSProp:
         """Move the shared values by ``gradient``, which was computed on the snapshot."""
         counters = self._shared._counters
         self._mine[0] += 1
-        begun_before = counters[self._others, 0].sum()
-        unfinished = int(begun_before - counters[self._others, 1].sum())
+        done_before = counters[self._others, 1].sum()
         lag = self._shared.applied() - self._seen
         self._shared.squares.mul_(self._decay).addcmul_(gradient, gradient, value=1 - self._decay)
         torch.add(self._shared.squares, self._epsilon, out=self._scratch)
         self._shared.values.addcdiv_(gradient, self._scratch.sqrt_(), value=-rate)
-        # An upper bound of lost changes: others at work when this began, and those that began meanwhile.
-        self._mine[3] += unfinished + int(counters[self._others, 0].sum() - begun_before)
+        # An upper bound of lost changes: what others had not done when this began, and have begun by now. (Of a worker
+        # that died what it had begun is forgotten, hence the bound below.)
+        self._mine[3] += max(0, int(counters[self._others, 0].sum() - done_before))
         self._mine[2] += lag
         self._mine[1] += 1

@@ -183,16 +183,22 @@ _KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 }
 
 
-def build(description: dict[str, Any], seed: Sequence[int] | None = None) -> nn.Module:
-    """The network that ``description`` describes.
+def build(
+    description: dict[str, Any],
+    seed: Sequence[int] | None = None,
+    factory: Callable[[dict[str, Any]], nn.Module] | None = None,
+) -> nn.Module:
+    """The network that ``description`` describes. Runs no code that it names.
 
     Args:
-        description: ``kind``, ``torso``, ``obs_shape`` and what these need; ``factory`` names a function of the user's
-            own, ``module:function``, which is given the description.
+        description: ``kind``, ``torso``, ``obs_shape`` and what these need.
         seed: words of entropy for the first weights; None: they are loaded afterwards.
+        factory: makes the network from the description, where it is the user's own.
     """
-    factory = description.get("factory")
-    make = user_factory(factory) if factory else _KINDS[description["kind"]]
+    own = description.get("factory")
+    if own and factory is None:
+        raise ValueError(f"network: it was made by '{own}', which nothing imports unless the user names it again")
+    make = factory or _KINDS[description["kind"]]
     with torch.random.fork_rng(devices=[]):
         words = np.random.SeedSequence(list(seed) if seed is not None else 0).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
@@ -200,6 +206,11 @@ def build(description: dict[str, Any], seed: Sequence[int] | None = None) -> nn.
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def named_factory(network: str) -> Callable[[dict[str, Any]], nn.Module] | None:
+    """The user's own function if ``network``, as a configuration has it, names one; it is imported."""
+    return user_factory(network) if ":" in network else None
 
 
 def user_factory(name: str) -> Callable[[dict[str, Any]], nn.Module]:

@@ -37,7 +37,7 @@ class Policy:
             the env's bounds ``low`` and ``high``.
         tensors: of a checkpoint.
         device: where the network runs.
-        factory: makes the network, where it is the user's own; None: as the description says.
+        factory: makes the network, where it is the user's own.
 
     Example:
         >>> network = {"kind": "q", "torso": "mlp", "obs_shape": [1, 4], "hidden_units": [8], "num_actions": 2}
@@ -67,7 +67,7 @@ class Policy:
         # Of policies that are random by themselves, where the caller brings no generator.
         self._generator = np.random.default_rng(0)
         prefix = str(description["prefix"])
-        self.network = factory(network) if factory else build(network)
+        self.network = build(network, factory=factory)
         self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.network.to(self.device).eval()
 

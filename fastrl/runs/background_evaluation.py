@@ -43,8 +43,10 @@ class BackgroundEvaluation:
         epsilon: float,
         seed: int,
         console: Console,
+        network: str = "",
     ) -> None:
         self.run, self._store, self._console, self._note = run, store, console, console.note
+        self._network = network  # as the user named it: only a network of the user's own is imported by name
         self._order = {"episodes": episodes, "epsilon": epsilon, "seed": seed}
         self._snapshots = CheckpointStore(run.path / "evaluations", keep=1_000_000)
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,10 +63,14 @@ class BackgroundEvaluation:
         for at in self._snapshots.steps_saved():
             if at > steps:
                 self._forget(self._snapshots.directory / f"ckpt-{at:012d}.json")
-        best = self._store.load_best()
+        try:
+            best = self._store.load_best()
+        except ValueError as error:
+            self._note(f"the best weights so far are lost ({error}); the next best ones take their place")
+            best = None
         if best is not None and best.steps > steps:
             self._note("the best weights so far were of later steps than this checkpoint; they are found again")
-            best.path.unlink()
+            checkpoint.forget(best.path)
         self.poll()
 
     def submit(
@@ -98,13 +104,19 @@ class BackgroundEvaluation:
         ]
         if waiting:
             self._working_on = waiting[0]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fastrl.runs.background_evaluation", str(waiting[0]), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is the trainer's affair
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__, str(waiting[0]), str(os.getpid()), self._network],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is the trainer's affair
+                )
+            except OSError as error:
+                self._note(
+                    f"evaluation {waiting[0].stem} cannot be started ({error}); it is done when the run is resumed"
+                )
+                self._failed.add(waiting[0])
 
     def wait(self) -> None:
         """Until all that was submitted is evaluated."""
@@ -148,16 +160,19 @@ class BackgroundEvaluation:
             f"({row['min']:.0f} to {row['max']:.0f}){hns}; best {best['mean']:.2f} at {int(best['steps']):,}"
         )
         if best is row:
-            snapshot = checkpoint.read(path)
-            self._store.save_best(
-                snapshot.steps, snapshot.tensors, {"evaluation": row, "policy": snapshot.state["policy"]}
-            )
+            try:
+                snapshot = checkpoint.read(path)
+                self._store.save_best(
+                    snapshot.steps, snapshot.tensors, {"evaluation": row, "policy": snapshot.state["policy"]}
+                )
+            except (OSError, DamagedFile) as error:
+                self._note(f"these best weights cannot be kept ({error}); training goes on")
         self._forget(path)
 
     @staticmethod
     def _forget(path: Path) -> None:
-        for suffix in (".json", ".safetensors", ".result"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+        checkpoint.forget(path)
+        path.with_suffix(".result").unlink(missing_ok=True)
 
     def _write_rows(self) -> None:
         text = [",".join(COLUMNS)]
@@ -188,8 +203,9 @@ def _die_with(parent: int) -> None:
         sys.exit("the trainer is gone")
 
 
-def _work(path: Path) -> None:
+def _work(path: Path, network: str) -> None:
     """Evaluate one snapshot and write the result beside it."""
+    from fastrl.learn.networks import named_factory
     from fastrl.learn.policies import Policy
     from fastrl.runs.evaluation import epsilon_greedy, evaluate, normalised
 
@@ -198,7 +214,7 @@ def _work(path: Path) -> None:
     os.nice(10)  # learning comes first
     snapshot = checkpoint.read(path)
     state = snapshot.state
-    policy = Policy(state["policy"], snapshot.tensors)
+    policy = Policy(state["policy"], snapshot.tensors, factory=named_factory(network))
     seed = seeds.whole(state["seed"], f"evaluation at {snapshot.steps}")
     env = state["policy"]["env"]
     played = evaluate(
@@ -222,4 +238,4 @@ def _work(path: Path) -> None:
 
 if __name__ == "__main__":
     _die_with(int(sys.argv[2]))
-    _work(Path(sys.argv[1]))
+    _work(Path(sys.argv[1]), sys.argv[3])

@@ -1,15 +1,17 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; written aside, named when whole, verified when read.
 
-Loading runs no code. A checkpoint is two files, ``ckpt-<steps>.safetensors`` and then ``ckpt-<steps>.json``, which has
-the checksum of the other: without its JSON a checkpoint does not exist. A replay lies beside them in a store of its
-own, of which each checkpoint names the manifest that belongs to it.
+Loading runs no code. A checkpoint is two files, first ``ckpt-<steps>-<hash>.safetensors``, then ``ckpt-<steps>.json``,
+which names the other and has its checksum: without its JSON a checkpoint does not exist. A replay lies beside them in a
+store of its own, of which each checkpoint names the manifest that belongs to it, and which loses only what no
+checkpoint names any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,28 @@ import safetensors
 import safetensors.torch
 import torch
 
-from fastrl.engine.files import DamagedFile, read_json, write_json, write_private
+from fastrl.engine.files import (
+    DamagedFile,
+    forget_leftovers,
+    make_private_directory,
+    read_json,
+    read_regular,
+    write_json,
+    write_private,
+)
+from fastrl.engine.saved_replays import check_saved_replay, forget_replays
 
 FORMAT = 1
-_NAME = "ckpt-{:012d}"
 BEST = "best"
+_NAME = "ckpt-{:012d}"
+_ANY = "-" + "[0-9]" * 12 + ".json"
+_TENSORS_NAME = re.compile(r"[a-z]+-\d{12}-[0-9a-f]{16}\.safetensors")
+_REPLAY_NAME = re.compile(r"replay(-\d+)?/replay-\d{8}\.json")
+_MOST_STEPS = 10**12 - 1  # that fit into a name
+
+
+class UnknownFormat(ValueError):
+    """A checkpoint of another version of fastrl: no damage, so none before it is taken in its stead."""
 
 
 @dataclass(frozen=True)
@@ -60,114 +79,197 @@ class CheckpointStore:
         self.directory = directory
         self.keep = keep
 
-    @property
-    def replay_directory(self) -> Path:
-        """Where the run's replay is saved."""
-        return self.directory / "replay"
+    # ---- what there is
 
-    @property
-    def replay_saves_kept(self) -> int:
-        """How many saves of the replay stay: those of the kept checkpoints, and the one that is being made."""
-        return self.keep + 1
+    def path_of(self, steps: int) -> Path:
+        """Where the checkpoint of ``steps`` is, or would be."""
+        return self.directory / f"{_NAME.format(steps)}.json"
 
     def steps_saved(self) -> list[int]:
         """The steps at which there are checkpoints, whole or not, the newest first."""
-        found = self.directory.glob("ckpt-" + "[0-9]" * 12 + ".json")
-        return sorted((int(path.stem.split("-")[1]) for path in found), reverse=True)
+        return sorted((int(path.stem.split("-")[1]) for path in self.directory.glob("ckpt" + _ANY)), reverse=True)
+
+    def replay_directory(self, replay_save: Path | None) -> Path:
+        """Where a run saves its replay that went on with ``replay_save``; None: with an empty one, so in a new store.
+
+        Two replays in one store would be taken for one: a save adds to what is there.
+        """
+        if replay_save is not None:
+            return replay_save.parent
+        taken = {path.name for path in self.directory.glob("replay*")}
+        number = next(n for n in range(1, len(taken) + 2) if (f"replay-{n}" if n > 1 else "replay") not in taken)
+        return self.directory / (f"replay-{number}" if number > 1 else "replay")
+
+    # ---- saving
 
     def save(self, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then forget the oldest. What was saved before stays whole until this one is."""
+        """Write a checkpoint, then forget the oldest. What was saved before stays whole until this one is.
+
+        Args:
+            steps: that it was made at.
+            tensors: of any kind and number.
+            state: plain values; under ``replay`` the manifest that belongs to it, relative to ``directory``.
+        """
         path = self._write(_NAME.format(steps), steps, tensors, state)
+        self.forget_after(steps)
         for old in self.steps_saved()[self.keep :]:
-            # The JSON first: without it the checkpoint is gone, and no half of one is ever found.
-            for suffix in (".json", ".safetensors"):
-                (self.directory / (_NAME.format(old) + suffix)).unlink(missing_ok=True)
-        self._forget_orphans()
+            self.path_of(old).unlink(missing_ok=True)
+        self.tidy()
         return path
 
     def save_best(self, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-        """Keep these weights apart from the rotation. The one before stays until these are whole."""
-        return self._write(f"{BEST}-{steps:012d}", steps, tensors, state, then=self._forget_other_bests)
-
-    def _write(
-        self,
-        stem: str,
-        steps: int,
-        tensors: Mapping[str, torch.Tensor],
-        state: Mapping[str, Any],
-        then: Callable[[str], None] | None = None,
-    ) -> Path:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content = _serialised(tensors)
-        path = self.directory / f"{stem}.json"
-        path.unlink(missing_ok=True)  # of the same steps, by an earlier life of this run
-        write_private(path.with_suffix(".safetensors"), content)
-        described = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_json(path, {"format": FORMAT, "steps": steps, "tensors": described, "state": dict(state)})
-        if then is not None:
-            then(stem)
+        """Keep these weights apart from the rotation. The ones before stay until these are whole."""
+        path = self._write(f"{BEST}-{steps:012d}", steps, tensors, state)
+        for other in self.directory.glob(BEST + _ANY):
+            if other != path:
+                other.unlink(missing_ok=True)
+        self.tidy()
         return path
 
-    def _forget_other_bests(self, stem: str) -> None:
-        for suffix in (".json", ".safetensors"):
-            for path in self.directory.glob(f"{BEST}-*{suffix}"):
-                if path.stem != stem:
-                    path.unlink(missing_ok=True)
+    def _write(self, stem: str, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+        if not 0 <= steps <= _MOST_STEPS:
+            raise ValueError(f"save: {steps} steps are outside [0, {_MOST_STEPS:,}]")
+        make_private_directory(self.directory)
+        content = _serialised(tensors)
+        sha256 = hashlib.sha256(content).hexdigest()
+        # The name is the content's: a checkpoint of the same steps, by an earlier life of this run, stays whole until
+        # the JSON, which is replaced at once, names these tensors.
+        name = f"{stem}-{sha256[:16]}.safetensors"
+        path = self.directory / f"{stem}.json"
+        described = {"file": name, "bytes": len(content), "sha256": sha256}
+        try:
+            write_private(self.directory / name, content)
+            write_json(path, {"format": FORMAT, "steps": steps, "tensors": described, "state": dict(state)})
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.tidy()  # what was written takes space that the next save needs
+            raise
+        return path
 
-    def _forget_orphans(self) -> None:
-        """Delete what saves that were cut short have left."""
+    # ---- forgetting
+
+    def forget_after(self, steps: int) -> None:
+        """Delete checkpoints of more steps: of a future that a run which went on from ``steps`` does not have."""
+        for newer in self.steps_saved():
+            if newer > steps:
+                self.path_of(newer).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Delete what no checkpoint names: replaced tensors and replays, and what saves that were cut short left.
+
+        A JSON that cannot be read may have named anything, so what could be its own stays.
+        """
+        named: set[str] = set()
+        replays: set[str] = set()
+        unreadable: list[str] = []
+        for path in [*self.directory.glob("ckpt" + _ANY), *self.directory.glob(BEST + _ANY)]:
+            try:
+                described = read_json(path)
+                named.add(described["tensors"]["file"])
+                replays.add(str(described["state"].get("replay")))
+            except (DamagedFile, KeyError, TypeError, AttributeError):
+                unreadable.append(path.stem)
         for path in self.directory.glob("*.safetensors"):
-            if not path.with_suffix(".json").exists():
+            if path.name not in named and not path.name.startswith(tuple(unreadable)):
                 path.unlink(missing_ok=True)
-        for path in self.directory.glob(".*.part"):
-            path.unlink(missing_ok=True)
+        # A result beside a snapshot is another process's, and may be under way.
+        forget_leftovers(self.directory, (".json", ".safetensors"))
+        if not unreadable:
+            for directory in self.directory.glob("replay*"):
+                forget_replays(directory, {name.partition("/")[2] for name in replays if _in(name, directory)})
 
-    def load(self, note: Callable[[str], None]) -> Checkpoint | None:
+    # ---- loading
+
+    def load(self, note: Callable[[str], None], *, with_replay: bool = False) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if there is none at all.
 
         Args:
             note: is told of each newer one that is damaged.
+            with_replay: its replay, if it names one, is to be whole too.
 
         Raises:
             DamagedFile: there are checkpoints, but none is whole.
+            UnknownFormat: the newest one that is whole is of another version of fastrl.
         """
         saved = self.steps_saved()
+        weights_at: int | None = None  # of the newest checkpoint that lacks only its replay
         for steps in saved:
-            path = self.directory / f"{_NAME.format(steps)}.json"
             try:
-                return read(path)
+                found = read(self.path_of(steps))
+                if with_replay and found.state.get("replay") is not None:
+                    weights_at = steps if weights_at is None else weights_at
+                    check_saved_replay(self.replay_save(found))
+                return found
             except DamagedFile as error:
-                note(f"checkpoint at {steps:,} steps is damaged ({error}); trying the one before")
-        if saved:
-            raise DamagedFile(f"{self.directory}: all {len(saved)} checkpoints are damaged")
-        return None
+                note(f"checkpoint at {steps:,} steps is damaged ({error})")
+        if not saved:
+            return None
+        raise DamagedFile(
+            f"{self.directory}: all {len(saved)} checkpoints are damaged"
+            + (
+                ""
+                if weights_at is None
+                else f"; the one at {weights_at:,} steps lacks only its replay: --resume-without-replay goes on from it"
+            )
+        )
+
+    def replay_save(self, found: Checkpoint) -> Path:
+        """The manifest of the replay that belongs to a checkpoint which has one.
+
+        Raises:
+            DamagedFile: the checkpoint names something else.
+        """
+        name = found.state["replay"]
+        if not isinstance(name, str) or not _REPLAY_NAME.fullmatch(name):
+            raise DamagedFile(f"{found.path}: names {str(name)[:80]!r} as its replay, which is no manifest's name")
+        return self.directory / name
 
     def load_best(self) -> Checkpoint | None:
         """The weights that evaluated best so far; None before the first evaluation."""
-        found = sorted(self.directory.glob(f"{BEST}-" + "[0-9]" * 12 + ".json"), reverse=True)
+        found = sorted(self.directory.glob(BEST + _ANY), reverse=True)
         return read(found[0]) if found else None
+
+
+def _in(name: str, directory: Path) -> bool:
+    return name.startswith(f"{directory.name}/")
 
 
 def read(path: Path) -> Checkpoint:
     """One checkpoint, verified.
 
     Raises:
-        DamagedFile: a part of it is missing, cut, changed, or of a format that this version does not read.
+        DamagedFile: a part of it is missing, cut or changed.
+        UnknownFormat: this version of fastrl does not read it.
     """
     described = read_json(path)
     if described.get("format") != FORMAT:
-        raise DamagedFile(f"{path}: has format {described.get('format')!r}, this version of fastrl reads {FORMAT}")
-    tensors_path = path.with_suffix(".safetensors")
+        raise UnknownFormat(
+            f"{path}: has format {str(described.get('format'))[:40]}, this version of fastrl reads {FORMAT}"
+        )
     try:
-        descriptor = os.open(tensors_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as opened:
-            said = described["tensors"]
-            content = opened.read(int(said["bytes"]) + 1)
-        if len(content) != said["bytes"] or hashlib.sha256(content).hexdigest() != said["sha256"]:
-            raise DamagedFile(f"{tensors_path}: its checksum is not the one that was saved")
+        said, steps, state = described["tensors"], described["steps"], described["state"]
+        name, size, sha256 = said["file"], said["bytes"], said["sha256"]
+        if not _TENSORS_NAME.fullmatch(name) or not isinstance(state, dict):
+            raise DamagedFile(f"{path}: names {str(name)[:80]!r} as its tensors, or has no state")
+        if type(steps) is not int or path.stem.split("-")[1] != f"{steps:012d}":
+            raise DamagedFile(f"{path}: says that it was made at {str(steps)[:40]} steps")
+        if type(size) is not int or size < 0:
+            raise DamagedFile(f"{path}: says that its tensors have {str(size)[:40]} bytes")
+    except (KeyError, TypeError, IndexError) as error:
+        raise DamagedFile(f"{path}: is no checkpoint ({type(error).__name__}: {error})") from None
+    tensors_path = path.with_name(name)
+    content = read_regular(tensors_path, size)
+    if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedFile(f"{tensors_path}: its checksum is not the one that was saved")
+    try:
         tensors = safetensors.torch.load(content)
-        return Checkpoint(path, int(described["steps"]), tensors, dict(described["state"]))
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        if isinstance(error, DamagedFile):
-            raise
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{tensors_path}: cannot be read ({error})") from None
+    return Checkpoint(path, steps, tensors, state)
+
+
+def forget(path: Path) -> None:
+    """Delete one checkpoint, given its JSON, which goes first: without it no half of one is ever found."""
+    path.unlink(missing_ok=True)
+    for tensors in path.parent.glob(f"{path.stem}-*.safetensors"):
+        tensors.unlink(missing_ok=True)

@@ -81,6 +81,18 @@ def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
     return parser
 
 
+def _require_said_again(stored: Any, arguments: Sequence[str]) -> None:
+    """Raise if resuming would import a module that only the run's files name."""
+    for name in ("network", "env"):
+        value = str(getattr(stored, name, ""))
+        said = any(a == f"--{name}" or a.startswith(f"--{name}=") for a in arguments)
+        if ":" in value and not said:
+            raise ValueError(
+                f"resume: the run's {name} '{value}' imports a module, and resuming runs no code that only a file "
+                f"names; if you trust it, say it again: --{name} {value}"
+            )
+
+
 def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     """The configuration that a command line asks for, and the flags beside it."""
     import tyro
@@ -97,6 +109,7 @@ def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Nam
                 f"resume: {resumed} is a run of {run.algorithm}; go on with it by python -m fastrl.{run.algorithm}"
             )
         default = from_stored(trainer.config_class, run.config)
+        _require_said_again(default, rest)
     else:
         env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         env.add_argument("--env")
@@ -126,6 +139,8 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
     try:
         config, flags = parse(trainer, arguments)
         if flags.verify_resume is not None:
+            if why := config.unrepeatable():
+                raise ValueError(f"verify-resume: there is nothing to prove: {why}")
             from fastrl.runs.verify import verify_resume
 
             sys.exit(verify_resume(trainer, config, flags.verify_resume))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from fastrl.engine.atari_pool import AtariPool
-from fastrl.engine.recorded_envs import is_atari, make_gymnasium
+from fastrl.engine.recorded_envs import is_atari, make_vectors
 from fastrl.runs import seeds
 from fastrl.runs.scores import human_normalised
 
@@ -53,7 +53,7 @@ def make_envs(env: str, rules: Mapping[str, Any] | None, num_envs: int, seed: in
         threads: of the pool.
     """
     if rules is None:
-        return make_gymnasium(env, num_envs)
+        return make_vectors(env, num_envs, threads)
     return AtariPool(env, num_envs, threads=threads, seed=seed, autoreset="same_step", **rules)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ class RunOptions:
     runs: Path = Path("runs")  # where runs lie
     device: Literal["auto", "cpu", "cuda"] = "auto"  # that learns; auto: a GPU if there is one
     precision: Literal["fp32", "bf16"] = "fp32"  # of the networks' products; weights and optimiser stay fp32
-    deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU
+    deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU, without actor processes
     threads: int | None = None  # that emulate; default: the usable cores
     torch_threads: int | None = None  # that learn on a CPU; default: the usable cores. Changes bits
     log_every_steps: int = 5_000  # a row of metrics.csv
@@ -51,11 +52,16 @@ class RunOptions:
         require_number(self, "checkpoint_every_minutes", 0, 1e6)
         require_number(self, "evaluation_epsilon", 0, 1)
 
+    def unrepeatable(self) -> str | None:
+        """Why equal seeds do not give equal bits with these options; None: they do."""
+        return None
+
 
 # What neither shapes learning nor changes bits, so that a resumed run may have it otherwise.
 _MAY_CHANGE = {
     "steps",
     "device",
+    "replay_device",
     "threads",
     "log_every_steps",
     "checkpoint_every_minutes",
@@ -82,6 +88,18 @@ def refuse_changes(stored: Any, asked: Any) -> None:
             )
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of a configuration, as JSON, has changed that a resumed run cannot change, a text each.
+
+    A setting that only one of them has is of another version, and no change.
+    """
+    return [
+        f"{name} was {before[name]!r} and is {now[name]!r}"
+        for name in before
+        if name in now and before[name] != now[name] and name not in _MAY_CHANGE
+    ]
+
+
 def resolved(options: Any) -> Any:
     """``options`` with everything that the machine decides filled in."""
     import torch
@@ -93,10 +111,11 @@ def resolved(options: Any) -> Any:
     if device == "cuda" and not cuda:
         raise ValueError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu or auto")
     cores = usable_cores()
+    can_repeat = device == "cpu" and not getattr(options, "actor_processes", 0)
     return dataclasses.replace(
         options,
         device=device,
-        deterministic=(device == "cpu") if options.deterministic is None else options.deterministic,
+        deterministic=can_repeat if options.deterministic is None else options.deterministic,
         torch_threads=cores if options.torch_threads is None else options.torch_threads,
     )
 

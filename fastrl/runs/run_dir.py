@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -14,15 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.engine.budget import usable_cores
-from fastrl.engine.files import write_private
+from fastrl.engine.files import DamagedFile, forget_leftovers, read_regular, sync_directory, write_private
 from fastrl.engine.native import PACKAGE_DIR, __version__, build_info
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+_MOST_BYTES = 4_000_000  # of a config.json
+_PARTS = {"algorithm": str, "config": dict, "versions": dict, "machine": dict, "finished": bool}
+# The runs that this process trains: (device, inode) of the directory, and a descriptor that holds the kernel's lock.
+_held: dict[tuple[int, int], int] = {}
 
 
 class NotARun(ValueError):
     """A directory that holds no run, or one that this version cannot read: which, and why."""
+
+
+class RunBusy(ValueError):
+    """A run that another process trains now."""
 
 
 class RunDir:
@@ -62,11 +72,13 @@ class RunDir:
             raise ValueError(f"name: {name!r} is not a plain directory name of letters, digits, '.', '_', '+' and '-'")
         path = runs_directory / name
         try:
-            path.mkdir(parents=True, mode=0o755)
+            runs_directory.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o755)
         except FileExistsError:
             raise FileExistsError(
                 f"name: {path} exists already; continue it with --resume {path}, or give another --name"
             ) from None
+        sync_directory(runs_directory)
         run = cls(
             path,
             {
@@ -95,18 +107,53 @@ class RunDir:
         if not directory.is_dir():
             raise NotARun(f"run: {directory} is not a directory; a run's directory holds config.json")
         try:
-            description = json.loads((directory / "config.json").read_text())
-            if not isinstance(description, dict) or not isinstance(description["config"], dict):
-                raise ValueError("it has no configuration")
-        except FileNotFoundError:
-            raise NotARun(f"run: {directory} has no config.json, so it is not a run of fastrl") from None
-        except (OSError, ValueError, KeyError) as error:
+            if not (directory / "config.json").exists():
+                raise NotARun(f"run: {directory} has no config.json, so it is not a run of fastrl")
+            description = json.loads(read_regular(directory / "config.json", _MOST_BYTES))
+        except (DamagedFile, ValueError, RecursionError) as error:
+            if isinstance(error, NotARun):
+                raise
             raise NotARun(f"run: {directory}/config.json cannot be read ({error})") from None
+        if not isinstance(description, dict):
+            raise NotARun(f"run: {directory}/config.json holds {type(description).__name__}, not an object")
         if description.get("format") != FORMAT:
             raise NotARun(
                 f"run: {directory} has format {description.get('format')!r}, this version of fastrl reads {FORMAT}"
             )
+        for name, kind in _PARTS.items():
+            if not isinstance(description.get(name), kind):
+                raise NotARun(f"run: {directory}/config.json has no {name}, or not as a {kind.__name__}")
         return cls(directory, description)
+
+    def hold(self) -> None:
+        """Be the only process that trains this run, until :meth:`release` or the process ends, however it does.
+
+        Raises:
+            RunBusy: another one does.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        key = (found.st_dev, found.st_ino)
+        if key in _held:
+            os.close(descriptor)
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunBusy(f"run: another process trains {self.path} now; wait until it has ended, or stop it") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        _held[key] = descriptor
+        forget_leftovers(self.path)  # of the process that was killed, now that it is sure that none is at work
+
+    def release(self) -> None:
+        """Let others train this run."""
+        with contextlib.suppress(OSError):  # it may be deleted by now
+            found = os.stat(self.path)
+            descriptor = _held.pop((found.st_dev, found.st_ino), None)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def write(self) -> None:
         """Write config.json again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fastrl.engine.files import make_private_directory
 from fastrl.engine.recorded_envs import Game
 from fastrl.engine.replay import Replay
 from fastrl.runs import checkpoint
@@ -21,12 +23,16 @@ from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
 from fastrl.runs.console import Console
 from fastrl.runs.game_statistics import GameStatistics
 from fastrl.runs.metrics import MetricsLog
-from fastrl.runs.run_dir import NotARun, RunDir, as_json, versions
+from fastrl.runs.options import changed_settings
+from fastrl.runs.run_dir import NotARun, RunDir, as_json, machine, versions
 from fastrl.runs.stages import StageClock
 from fastrl.runs.stop import StopSignals
+from fastrl.runs.traps import NonFiniteLoss
 
 # What changes the bits of a result: a run that is resumed under others is not the same run.
 _BITS_DEPEND_ON = ("torch", "numpy", "ale_py")
+# The replay keeps all its saves but those that CheckpointStore deletes, which knows the checkpoints that need them.
+_ALL_SAVES = 1_000_000
 
 
 class Recorded(Protocol):
@@ -50,7 +56,8 @@ class Resumed:
 
     run: RunDir
     checkpoint: Checkpoint
-    replay_save: Path | None  # None: the replay is filled again by acting
+    replay_save: Path | None  # None: there is none, or it is filled again by acting
+    changed_bits: bool = False  # other settings of the machine or versions were accepted
 
     @property
     def state(self) -> dict[str, Any]:
@@ -71,26 +78,60 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
     """Open a run to go on with it.
 
     Raises:
+        RunBusy: somebody trains it now.
         NotARun: there is none, it has no checkpoint, or going on would silently change its bits.
+        DamagedFile: no checkpoint of it is whole.
     """
     run = RunDir.open(path)
+    run.hold()
     store = CheckpointStore(run.checkpoints)
-    found = store.load(note=print)
+    found = store.load(
+        note=lambda text: print(f"resume: {text}; trying the one before"), with_replay=not without_replay
+    )
     if found is None:
         raise NotARun(f"resume: {path} has no checkpoint yet; start it again under another name")
-    now, before = versions(), run.description["versions"]
+    _require_parts(found)
+    changes = changed_settings(found.state["config"], run.config)
+    if changes:
+        raise NotARun(
+            f"resume: {path}/config.json is not what its checkpoint was made under: {'; '.join(changes)}. "
+            "It was changed since, or damaged; put back what the checkpoint has"
+        )
+    now, before = versions(), run.description.get("versions", {})
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in _BITS_DEPEND_ON if now[name] != before.get(name)]
     if changed and not accept_changed_bits:
         raise NotARun(
             f"resume: {path} was trained under other versions ({', '.join(changed)}), so going on would not be "
             f"bit-exact; install those, or give --accept-changed-bits"
         )
-    replay = found.state["replay"]
-    if replay is None and found.state["has_replay"] and not without_replay:
+    saved_replay = found.state["replay"] is not None
+    if found.state["has_replay"] and not saved_replay and not without_replay:
         raise NotARun(
             f"resume: the checkpoint of {path} has no replay; --resume-without-replay fills a new one by acting first"
         )
-    return Resumed(run, found, None if without_replay or replay is None else store.replay_directory / replay)
+    replay_save = store.replay_save(found) if saved_replay and not without_replay else None
+    return Resumed(run, found, replay_save, accept_changed_bits)
+
+
+def _require_parts(found: Checkpoint) -> None:
+    """Raise unless a checkpoint has what :meth:`Session.checkpoint` puts into each: a whole one may be foreign."""
+    state = found.state
+    session, count = state.get("session"), state.get("env_states")
+    whole = (
+        {"env_states", "replay"} <= state.keys()
+        and isinstance(session, dict)
+        and all(type(session.get(name)) is int and session[name] >= 0 for name in ("steps", "updates"))
+        and session["steps"] == found.steps
+        and type(session.get("wall_s")) is float
+        and isinstance(session.get("games"), dict)
+        and all(isinstance(state.get(part), dict) for part in ("trainer", "config", "policy"))
+        and isinstance(state.get("has_replay"), bool)
+        and isinstance(state.get("replay"), (str, type(None)))
+        and (count is None or (type(count) is int and 0 <= count <= len(found.tensors)))
+        and all(f"env.{i}" in found.tensors for i in range(count or 0))
+    )
+    if not whole:
+        raise NotARun(f"resume: {found.path} is whole, but has not what the checkpoint of a run has")
 
 
 class Session:
@@ -118,11 +159,14 @@ class Session:
         facts: Mapping[str, Any],
     ) -> None:
         self.config, self.envs, self.policy = config, envs, policy
+        settings = as_json(config)
+        self._notes: list[str] = []  # to be told when there is a console
         if resumed is None:
-            self.run = RunDir.create(config.runs, config.name, algorithm, as_json(config), **facts)
+            self.run = RunDir.create(config.runs, config.name, algorithm, settings, **facts)
+            self.run.hold()
         else:
             self.run = resumed.run
-            self.run.update(config=as_json(config), finished=False)
+            self._go_on_with(resumed, algorithm, settings, facts)
         saved = None if resumed is None else resumed.checkpoint.state["session"]
         self.steps: int = saved["steps"] if saved else 0
         self.updates: int = saved["updates"] if saved else 0
@@ -138,7 +182,37 @@ class Session:
         self._began_s = self._logged_s = time.perf_counter()
         self._logged_steps = self._logged_updates = 0
         self._saved_s = time.perf_counter()
+        self._saved_counts: tuple[int, int] | None = None  # steps and updates of this life's newest checkpoint
         self._resumed = resumed
+        self._newest_steps = resumed.checkpoint.steps if resumed else -1  # of this run's history
+        self._tidy_first = resumed is not None
+        self._replay_directory = self.store.replay_directory(resumed.replay_save if resumed else None)
+
+    def _go_on_with(self, resumed: Resumed, algorithm: str, settings: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        """Take over the run's description, or refuse what would make it another run."""
+        before, path = self.run.description, self.run.path
+        if self.run.algorithm != algorithm:
+            raise NotARun(f"resume: {path} is a run of {self.run.algorithm}, this is {algorithm}")
+        if changes := changed_settings(self.run.config, settings):
+            raise NotARun(
+                f"resume: {path} would become another run: {'; '.join(changes)}; start a new run for that, or leave "
+                "these settings as they were"
+            )
+        for name, fact in json.loads(json.dumps(facts)).items():
+            if name in before and before[name] != fact and not resumed.changed_bits:
+                raise NotARun(
+                    f"resume: {name} of {path} was {before[name]!r} and is {fact!r} here, so going on would not be "
+                    f"bit-exact; --accept-changed-bits goes on nevertheless"
+                )
+        here, now = machine(), versions()
+        then, under = before.get("machine", {}), before.get("versions", {})
+        changed = [f"{name} {under[name]} -> {now[name]}" for name in under if now.get(name) != under[name]]
+        changed += [f"{name} {then[name]} -> {here[name]}" for name in ("cpu", "gpu") if then.get(name) != here[name]]
+        if self.run.config.get("device") != settings.get("device"):
+            changed.append(f"device {self.run.config.get('device')} -> {settings.get('device')}")
+        if changed:
+            self._notes.append(f"not the machine or versions of before, so bits may differ: {', '.join(changed)}")
+        self.run.update(config=settings, versions=now, machine=here, **facts, finished=False)
 
     # ---- the run
 
@@ -153,10 +227,21 @@ class Session:
         return self._wall_before_s + time.perf_counter() - self._began_s
 
     def __enter__(self) -> Session:
+        try:
+            self._enter()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _enter(self) -> None:
         config, enter = self.config, self._stack.enter_context
+        self._stack.callback(self.run.release)
         title = f"{self.run.algorithm} {config.env} seed {config.seed}: {self.run.path}"
         self.console = Console(title, config.steps)
         self._stack.callback(self.console.close)
+        # Before anything that is to be closed in order: a signal while it opens or closes ends nothing halfway.
+        self._signals = enter(StopSignals(self.note))
         at = self.steps if self._resumed else None
         self.metrics = MetricsLog(
             self.run.metrics_file,
@@ -166,11 +251,16 @@ class Session:
         )
         self._stack.callback(self.metrics.close)
         self.evaluation = BackgroundEvaluation(
-            self.run, self.store, config.evaluation_episodes, config.evaluation_epsilon, config.seed, self.console
+            self.run,
+            self.store,
+            config.evaluation_episodes,
+            config.evaluation_epsilon,
+            config.seed,
+            self.console,
+            getattr(config, "network", ""),
         )
         self._stack.callback(self.evaluation.close)
         self.evaluation.resume(at)
-        self._signals = enter(StopSignals(self.note))
         self._began_s = self._logged_s = self._saved_s = time.perf_counter()
         self._logged_steps, self._logged_updates = self.steps, self.updates
         self.clock.take()
@@ -178,7 +268,8 @@ class Session:
             self.note(f"resumed at {self.steps:,} steps")
             if self._resumed.env_states is None:
                 self.note("these envs have no saved state: the episodes that were under way begin again")
-        return self
+        for text in self._notes:
+            self.note(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -257,17 +348,34 @@ class Session:
         Args:
             tensors: of the learner.
             state: of the learner; plain values.
+
+        Returns:
+            Whether there is a checkpoint of now.
+
+        Raises:
+            NonFiniteLoss: a number among ``tensors`` is none; the last checkpoint stays.
         """
         self._saved_s = time.perf_counter()
+        if self._saved_counts == (self.steps, self.updates):
+            return True
+        _require_finite(tensors, self.updates)
         self.metrics.sync()
         everything = dict(tensors)
         env_states = self.envs.save_state()
         for i, saved in enumerate(env_states or []):
             everything[f"env.{i}"] = torch.frombuffer(bytearray(saved), dtype=torch.uint8)
         try:
+            if self._tidy_first:
+                # A replay is saved by adding to its newest save: that is to be this life's, and none of the steps which
+                # the run had made before it was killed, or before its newest checkpoint was damaged.
+                self.store.forget_after(self._newest_steps)
+                self.store.tidy()
+                self._tidy_first = False
             replay = None
             if self.config.checkpoint_replay and self.envs.replay is not None:
-                replay = self.envs.replay.save(self.store.replay_directory, self.store.replay_saves_kept).name
+                make_private_directory(self._replay_directory)
+                saved_replay = self.envs.replay.save(self._replay_directory, _ALL_SAVES)
+                replay = f"{self._replay_directory.name}/{saved_replay.name}"
             whole = {
                 "session": {
                     "steps": self.steps,
@@ -275,6 +383,7 @@ class Session:
                     "wall_s": self.wall_s,
                     "games": self.games.state(),
                 },
+                "config": as_json(self.config),
                 "policy": self.policy,
                 "trainer": dict(state),
                 "env_states": None if env_states is None else len(env_states),
@@ -287,7 +396,13 @@ class Session:
                 f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, the last whole checkpoint is "
                 f"at {next(iter(self.store.steps_saved()), None)} steps"
             )
+            if not self._tidy_first and self.steps in self.store.steps_saved():
+                self._newest_steps = self.steps  # whole, only what it replaces could not be deleted
+            self._tidy_first = True
+            with contextlib.suppress(OSError):
+                self.store.tidy()  # what was written of this one takes space that the next one needs
             return False
+        self._saved_counts, self._newest_steps = (self.steps, self.updates), self.steps
         return True
 
     def digest(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:
@@ -307,17 +422,37 @@ class Session:
 
     def finish(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Save at the end, stopped or done; if done, wait for the evaluations."""
-        self.checkpoint(tensors, state)
+        saved = self.checkpoint(tensors, state)
         if self.digest_at_end:
             self.final_digest = self.digest(tensors, state)
         if self.exit_code == 0:
             if self.config.evaluate_every_steps:
                 self.evaluate(tensors)
             self.evaluation.wait()
-            self.run.update(finished=True)
+        if not saved:
+            # Not "finished", nor a success: what was learned since the last checkpoint is gone with this process.
+            self.exit_code = self.exit_code or 1
+            self.note(
+                f"the last {self.steps - next(iter(self.store.steps_saved()), 0):,} steps are not saved; make room and "
+                f"go on with --resume {self.run.path}"
+            )
+        elif self.exit_code == 0:
+            try:
+                self.run.update(finished=True)
+            except OSError as error:
+                self.note(f"config.json cannot be written ({error}), so it does not say that the run is finished")
             self.note(f"finished: {self.run.path}")
         else:
             self.note(f"stopped at {self.steps:,} steps; go on with --resume {self.run.path}")
+
+
+def _require_finite(tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteLoss(
+                f"train: {name} is not finite after update {updates}, so no checkpoint is made of it; the last one is "
+                "from before. Usually the learning rate is too high"
+            )
 
 
 def resident_mb() -> float:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastrl.engine.mujoco_tasks import task_ids
+from fastrl.engine.recorded_envs import is_atari
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.command_line import Trainer
 from fastrl.runs.run_dir import as_json
@@ -28,17 +30,25 @@ DIGEST_FILE = "digest.json"
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     """Prove it for this configuration; returns the exit code."""
+    if not is_atari(config.env) and config.env not in task_ids():
+        raise ValueError(
+            f"verify-resume: {config.env} is an env of Gymnasium, whose state cannot be saved, so a resumed run begins "
+            "new episodes; only Atari games and the tasks of fastrl's MuJoCo pool go on bit by bit"
+        )
     round_steps = int(getattr(config, "num_envs", 1))
     half = -(-steps // round_steps) * round_steps
     if half != steps:
         print(f"verify-resume: {steps} steps are no whole rounds of {round_steps} envs; taking {half}")
-    folder = Path(tempfile.mkdtemp(prefix="fastrl-verify-"))
+    # Where runs go there is room for a run; /tmp is memory on many machines.
+    config.runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=config.runs))
     try:
         shared = dataclasses.replace(
             config,
             steps=2 * half,
             runs=folder,
             checkpoint_every_minutes=0.0,
+            checkpoint_replay=True,
             evaluate_every_steps=0,
             tensorboard=False,
         )
@@ -72,8 +82,11 @@ def _command(trainer: Trainer, config: Any, resume: Path | None) -> subprocess.P
 
 def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
     process = _command(trainer, config, resume)
-    if process.wait() != 0:
-        raise RuntimeError(f"verify-resume: a run ended with exit code {process.returncode}")
+    try:
+        process.wait()
+    finally:
+        _kill(process)
+    _require_success(process, {0})
     found: str = json.loads((config.runs / config.name / DIGEST_FILE).read_text())
     return found
 
@@ -81,13 +94,30 @@ def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
 def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
     process = _command(trainer, config, None)
     store = CheckpointStore(config.runs / config.name / "checkpoints")
-    while steps not in store.steps_saved():
-        if process.poll() is not None:
-            raise RuntimeError(f"verify-resume: the run ended (exit code {process.returncode}) before it was killed")
-        time.sleep(_POLL_S)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return store.steps_saved()[0]
+    try:
+        while not store.steps_saved() and process.poll() is None:
+            time.sleep(_POLL_S)
+    finally:
+        _kill(process)
+    _require_success(process, {0, -signal.SIGKILL})
+    if store.steps_saved()[:1] != [steps]:
+        raise ValueError(
+            f"verify-resume: the run was over before it could be killed at {steps} steps, which would prove nothing; "
+            "give more steps"
+        )
+    return steps
+
+
+def _require_success(process: subprocess.Popen[bytes], allowed: set[int]) -> None:
+    if process.returncode not in allowed:
+        raise ChildProcessError(f"verify-resume: a run ended with exit code {process.returncode}; it has said why")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it started, also when this process is interrupted."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _train_and_tell(module: str, order: dict[str, Any]) -> None:

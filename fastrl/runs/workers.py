@@ -26,12 +26,11 @@ import numpy.typing as npt
 
 from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
 
-RUN, PAUSE, STOP = 0, 1, 2
-_STOP_WITHIN_S = 4.0
-_PAUSE_WITHIN_S = 60.0
-# A worker that dies so soon after its start, so often in a row, will not get better.
-_SOON_S = 5.0
-_SOON_DEATHS = 3
+RUN, PAUSE = 0, 1
+_SEND_WITHIN_S = 60.0  # a worker reads its order once Python has started, which takes long on a busy machine
+_EXIT_WITHIN_S = 1.0
+# Workers that die so often in a row before their first round will not get better.
+_FRUITLESS_DEATHS = 5
 
 
 class WorkerFailed(RuntimeError):
@@ -66,12 +65,16 @@ class Board:
 
     @property
     def wish(self) -> int:
-        """RUN, PAUSE or STOP."""
+        """RUN or PAUSE."""
         return int(self._wish[0])
 
     @wish.setter
     def wish(self, value: int) -> None:
         self._wish[0] = value
+
+    def total_steps(self) -> int:
+        """Taken by all."""
+        return int(self.steps.sum())
 
 
 class Line:
@@ -86,9 +89,12 @@ class Line:
         self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def received(self, timeout_s: float) -> Iterator[dict[str, Any]]:
-        """Whole messages that are there within the time. Ends for good when the other side has gone."""
-        ready, _, _ = select.select([self.socket], [], [], timeout_s)
-        while ready:
+        """Whole messages that are there within the time. Ends for good when the other side has gone.
+
+        Whoever takes only some of them gets the others from the next call.
+        """
+        yield from self._whole()
+        while select.select([self.socket], [], [], timeout_s)[0]:
             try:
                 part = self.socket.recv(1 << 20)
             except OSError:
@@ -96,16 +102,19 @@ class Line:
             if not part:
                 raise EOFError
             self._buffer += part
-            *whole, self._buffer = self._buffer.split(b"\n")
-            for line in whole:
-                yield json.loads(line)
-            ready, _, _ = select.select([self.socket], [], [], 0)
+            yield from self._whole()
+            timeout_s = 0
+
+    def _whole(self) -> Iterator[dict[str, Any]]:
+        while (end := self._buffer.find(b"\n")) >= 0:
+            line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+            yield json.loads(line)
 
 
 class _Worker:
     def __init__(self, index: int, life: int, process: subprocess.Popen[bytes], line: Line) -> None:
         self.index, self.life, self.process, self.line = index, life, process, line
-        self.began_s = time.monotonic()
+        self.steps_before = 0  # of those that had its place
         self.state: dict[str, Any] | None = None  # told when it pauses
 
 
@@ -114,7 +123,8 @@ class WorkerGroup:
 
     Args:
         module: that has ``work(order, board, line)``, such as ``fastrl.a3c``.
-        orders: what each worker is told when it starts; JSON. The group adds its index and which life it is.
+        orders: what each worker is told when it starts; JSON. ``life`` is how many came before it in its place, and
+            ``state`` what it goes on from; the group adds its index.
         board: shared with them.
         heard: is given every message that is not about life and death, with the worker's index.
         died: is told of a worker that was lost, before it is replaced.
@@ -133,20 +143,21 @@ class WorkerGroup:
     ) -> None:
         self._module, self._orders, self._board = module, orders, board
         self._heard, self._died, self._note = heard, died, note
-        self._soon_deaths = 0
+        self._fruitless = 0
         self.deaths = 0
-        self._workers = [self._start(index, 0) for index in range(len(orders))]
+        self._workers: list[_Worker] = []
+        try:
+            for index in range(len(orders)):
+                self._workers.append(self._start(index))
+            for worker in self._workers:  # once all of them are on their way: a long order waits for its reader
+                self._tell_order(worker)
+        except BaseException:
+            self.stop()
+            raise
 
-    def _start(self, index: int, life: int) -> _Worker:
+    def _start(self, index: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        order = {
-            **self._orders[index],
-            "worker": index,
-            "life": life,
-            "board": vars(self._board.handle()),
-            "workers": self._board.workers,
-            "sums": self._board.sums_width,
-        }
+        ours.settimeout(_SEND_WITHIN_S)
         process = subprocess.Popen(
             [sys.executable, "-m", "fastrl.runs.workers", self._module, str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -155,20 +166,36 @@ class WorkerGroup:
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
         theirs.close()
-        line = Line(ours)
-        line.send(order)
-        return _Worker(index, life, process, line)
+        worker = _Worker(index, int(self._orders[index]["life"]), process, Line(ours))
+        worker.steps_before = int(self._board.steps[index])
+        return worker
+
+    def _tell_order(self, worker: _Worker) -> None:
+        order = {
+            **self._orders[worker.index],
+            "worker": worker.index,
+            "board": vars(self._board.handle()),
+            "workers": self._board.workers,
+            "sums": self._board.sums_width,
+        }
+        with contextlib.suppress(OSError):  # it is dead, which the next poll finds
+            worker.line.send(order)
 
     @property
     def pids(self) -> list[int]:
         """Of the workers, in order."""
         return [worker.process.pid for worker in self._workers]
 
+    def tell(self, index: int, message: dict[str, Any]) -> None:
+        """Send a message to one worker. To one that has just died it is lost, which the next poll finds."""
+        with contextlib.suppress(OSError):
+            self._workers[index].line.send(message)
+
     def poll(self, timeout_s: float) -> None:
         """Hear what workers say within the time, and replace the dead.
 
         Raises:
-            WorkerFailed: one raised an error, or they die as soon as they live.
+            WorkerFailed: one raised an error, or they die again and again before they have done anything.
         """
         ends = {worker.line.socket: worker for worker in self._workers}
         ready, _, _ = select.select(list(ends), [], [], timeout_s)
@@ -182,63 +209,79 @@ class WorkerGroup:
                     raise WorkerFailed(f"worker {worker.index}: {message['error']}")
                 if "paused" in message:
                     worker.state = message["paused"]
+                elif "note" in message:
+                    self._note(f"worker {worker.index}: {message['note']}")
                 else:
                     self._heard(worker.index, message)
         except EOFError:
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
-        worker.process.wait()
-        worker.line.socket.close()
-        if self._board.wish == STOP:
-            return
+        index = worker.index
+        _end(worker, _EXIT_WITHIN_S)
+        self._died(index)
         self.deaths += 1
-        soon = time.monotonic() - worker.began_s < _SOON_S
-        self._soon_deaths = self._soon_deaths + 1 if soon else 0
         code = worker.process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if self._soon_deaths >= _SOON_DEATHS:
+        fruitless = int(self._board.steps[index]) == worker.steps_before
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        if self._fruitless >= _FRUITLESS_DEATHS:
             raise WorkerFailed(
-                f"worker {worker.index} ended ({how}) within {_SOON_S:.0f} s of its start, again and again"
+                f"worker {index} ended ({how}) before its first round, as did {_FRUITLESS_DEATHS - 1} before it in a "
+                f"row; if memory is short, use fewer --workers"
             )
-        self._note(f"worker {worker.index} ended ({how}); another takes its place, with new games")
-        self._died(worker.index)
-        self._orders[worker.index] = {**self._orders[worker.index], "state": None}
-        self._workers[worker.index] = self._start(worker.index, worker.life + 1)
+        self._note(f"worker {index} ended ({how}); another takes its place, with new games")
+        self._orders[index] = {**self._orders[index], "life": worker.life + 1, "state": None}
+        self._workers[index] = self._start(index)
+        self._tell_order(self._workers[index])
 
-    def pause(self) -> list[dict[str, Any]]:
-        """Let every worker come to the end of a round and tell its state; they wait until :meth:`go_on`."""
+    def pause(self, within_s: float) -> list[dict[str, Any]]:
+        """Let every worker come to the end of a round and tell its state; they wait until :meth:`go_on`.
+
+        Who does not come within the time is ended, and its games are lost.
+
+        Returns:
+            The ``life`` and ``state`` of each worker, for its order when it is to go on from here.
+        """
         for worker in self._workers:
             worker.state = None
         self._board.wish = PAUSE
-        until = time.monotonic() + _PAUSE_WITHIN_S
-        while any(worker.state is None for worker in self._workers):
+        until = time.monotonic() + within_s
+        while silent := [worker for worker in self._workers if worker.state is None]:
             if time.monotonic() > until:
-                silent = [worker.index for worker in self._workers if worker.state is None]
-                raise WorkerFailed(f"workers {silent} did not pause within {_PAUSE_WITHIN_S:.0f} s")
-            self.poll(0.1)
-        return [worker.state for worker in self._workers if worker.state is not None]
+                for worker in silent:
+                    self._note(f"worker {worker.index} did not pause within {within_s:g} s: ended, its games are lost")
+                    worker.process.kill()  # the next poll, if there is one, replaces it
+                    worker.process.wait()
+                    self._died(worker.index)
+                break
+            self.poll(min(0.1, within_s))
+        # A lost worker's successor is another life: the same one would play the same games as at its beginning.
+        return [{"life": w.life + (w.state is None), "state": w.state} for w in self._workers]
 
     def go_on(self) -> None:
         """End a pause."""
         self._board.wish = RUN
         for worker in self._workers:
-            worker.line.send({"go_on": True})
+            with contextlib.suppress(OSError):  # it died meanwhile, which the next poll finds
+                worker.line.send({"go_on": True})
 
     def stop(self) -> None:
-        """End all workers."""
-        self._board.wish = STOP
-        until = time.monotonic() + _STOP_WITHIN_S
+        """End all workers at once. What they know is lost, unless they paused before."""
         for worker in self._workers:
-            with contextlib.suppress(OSError):
-                worker.line.send({"stop": True})
+            worker.process.kill()
         for worker in self._workers:
-            try:
-                worker.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
-            worker.line.socket.close()
+            _end(worker, 0.0)
+
+
+def _end(worker: _Worker, within_s: float) -> None:
+    """See that a worker is gone: by itself within the time, or else killed."""
+    worker.line.socket.close()
+    try:
+        worker.process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        worker.process.kill()
+        worker.process.wait()
 
 
 class Boundary:
@@ -249,11 +292,8 @@ class Boundary:
 
     def go_on(self, state: Callable[[], dict[str, Any]]) -> bool:
         """Whether there is another round. Where the trainer wants a pause, tell it ``state`` and wait."""
-        wish = self._board.wish
-        if wish == RUN:
+        if self._board.wish == RUN:
             return True
-        if wish == STOP:
-            return False
         self._line.send({"paused": state()})
         while True:
             try:
@@ -293,7 +333,8 @@ def _main() -> None:
     except (EOFError, BrokenPipeError):
         pass  # the trainer has gone
     except Exception as error:
-        line.send({"error": f"{type(error).__name__}: {error}"})
+        with contextlib.suppress(OSError):
+            line.send({"error": f"{type(error).__name__}: {error}"})
         raise
 
 

@@ -1,0 +1,132 @@
+"""Saved replays as files: whether one is whole, without loading it, and which files nobody needs any more."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import stat
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from fastrl.engine.files import MOST_JSON_BYTES, DamagedFile, forget_leftovers
+from fastrl.engine.replay_store import DamagedReplay, manifests, read_manifest
+
+_SLOT_FILE = re.compile(r"slots-\d{8}-\d{4,}\.bin")
+_PRIORITIES = {"n_step", "largest", "first", "entered", "ends", "weights"}
+_BLOCK_BYTES = 1 << 20
+
+
+def check_saved_replay(manifest_path: Path) -> None:
+    """Read all of a saved replay and verify it, in constant memory.
+
+    Raises:
+        DamagedFile: a part of it is missing, cut, changed, or not what a manifest may say.
+    """
+    try:
+        found = os.stat(manifest_path, follow_symlinks=False)
+    except OSError as error:
+        raise DamagedFile(f"{manifest_path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_JSON_BYTES:
+        raise DamagedFile(f"{manifest_path}: is no plain file of at most {MOST_JSON_BYTES:,} bytes")
+    try:
+        manifest = read_manifest(manifest_path)
+        windows = [_whole_numbers(window, 2) for window in manifest["windows"]]
+        word_bytes = 8 * _whole_numbers([manifest["slot_words"]], 1)[0]
+        files = list(manifest["files"])
+        for file in files:
+            _check_described(file, len(windows))
+        _whole_numbers([manifest["batches"]], 1)
+        _check_priorities(manifest["priorities"], manifest["shape"])
+    except DamagedReplay as error:
+        raise DamagedFile(str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"{manifest_path}: is not a manifest ({type(error).__name__}: {error})") from None
+    for file in files:
+        slots = sum(run["end"] - run["first"] for run in file["runs"])
+        _check_file(manifest_path.parent / file["name"], file["bytes"], file["crc32"], slots * word_bytes)
+
+
+def _whole_numbers(values: Any, count: int) -> list[int]:
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{count} numbers are expected")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+            raise ValueError(f"{str(value)[:40]!r} is no number of steps or bytes")
+    return values
+
+
+def _check_described(file: dict[str, Any], lanes: int) -> None:
+    if not _SLOT_FILE.fullmatch(file["name"]):
+        raise ValueError(f"{file['name'][:80]!r} is no name of a file of slots")
+    _whole_numbers([file["bytes"], file["crc32"]], 2)
+    for run in file["runs"]:
+        lane, first, end = _whole_numbers([run["lane"], run["first"], run["end"]], 3)
+        if lane >= lanes or first >= end:
+            raise ValueError(f"steps {first} to {end} of lane {lane} are none")
+
+
+def _check_priorities(priorities: dict[str, Any] | None, shape: dict[str, int]) -> None:
+    """That the packed priorities are no larger than the replay: a few bytes can unpack to any number."""
+    if priorities is None:
+        return
+    lanes, slots = _whole_numbers([shape["lanes"], shape["slots"]], 2)
+    if set(priorities) != _PRIORITIES:
+        raise ValueError(f"its priorities are not {', '.join(sorted(_PRIORITIES))}")
+    _whole_numbers([priorities["n_step"], priorities["largest"]], 2)
+    for name in ("first", "entered", "ends"):
+        _whole_numbers(priorities[name], lanes)
+    most = 8 * lanes * slots  # a whole number of 8 bytes for each step
+    unpacked = zlib.decompressobj()
+    rest, size = base64.b64decode(priorities["weights"]), 0
+    try:
+        while rest and not unpacked.eof:
+            size += len(unpacked.decompress(rest, _BLOCK_BYTES))
+            rest = unpacked.unconsumed_tail
+            if size > most:
+                raise ValueError("its priorities are more than the replay holds")
+        if not unpacked.eof or size % 8:
+            raise ValueError("its priorities are cut")
+    except zlib.error as error:
+        raise ValueError(f"its priorities cannot be unpacked ({error})") from None
+
+
+def _check_file(path: Path, size: int, crc32: int, slot_bytes: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size or size < slot_bytes:
+                raise DamagedFile(f"{path}: has {found.st_size:,} bytes, {size:,} were saved")
+            crc, block = 0, bytearray(_BLOCK_BYTES)
+            while got := file.readinto(block):
+                crc = zlib.crc32(memoryview(block)[:got], crc)
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from None
+    if crc != crc32:
+        raise DamagedFile(f"{path}: its checksum is not the one that was saved")
+
+
+def forget_replays(directory: Path, kept: Collection[str]) -> None:
+    """Delete the saves in ``directory`` whose manifests are not in ``kept``, then what no manifest names.
+
+    Nothing is deleted that a save in ``kept`` needs, or may need: where a manifest cannot be read, all slots stay.
+    """
+    for path in manifests(directory):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+    forget_leftovers(directory)
+    needed: set[str] = set()
+    for path in manifests(directory):
+        try:
+            needed |= {file["name"] for file in read_manifest(path)["files"]}
+        except (DamagedReplay, KeyError, TypeError):
+            return
+    for path in directory.glob("slots-*.bin"):
+        if path.name not in needed:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()  # if nothing is left in it

@@ -1,0 +1,201 @@
+"""Games in other processes, which write into lanes of the learner's replay. The network stays with the learner.
+
+The learner puts actions into shared memory and says so; each process steps its games, whose frames its emulating
+threads write straight into the ring, and tells which games ended. One that is killed is replaced: its lanes are taken
+over, and the episodes that were under way in them stay without an end. At most the step that was under way is lost for
+each of its games; it counts as taken. What runs here is not deterministic, since a death is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
+from fastrl.engine.protocol import DEFAULT_STACK
+from fastrl.engine.recorded_envs import Game
+from fastrl.engine.replay import Replay, ReplayHandle
+from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
+from fastrl.runs import seeds
+from fastrl.runs.workers import Board, Line, WorkerGroup
+
+_LISTEN_S = 0.2
+
+
+class ActorProcesses:
+    """What :class:`fastrl.engine.recorded_envs.RecordedAtari` is, with the games elsewhere.
+
+    Args:
+        env_id: which game.
+        num_envs: in all.
+        processes: that play them, each its part.
+        capacity: of the replay.
+        protocol: the rules.
+        threads: that emulate, of each process.
+        seed: of the games.
+        replay_seed: of what is drawn.
+        alpha: of a prioritised replay.
+        note: is told of deaths.
+    """
+
+    kind: Literal["atari"] = "atari"
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        processes: int,
+        capacity: int | Literal["auto"],
+        *,
+        protocol: str,
+        threads: int | None,
+        seed: int,
+        replay_seed: int,
+        alpha: float | None,
+        note: Callable[[str], None] = print,
+    ) -> None:
+        if not 1 <= processes <= num_envs:
+            raise ValueError(f"actor_processes: {processes} is outside [1, {num_envs}], the number of envs")
+        facts = AtariPool(env_id, 1, protocol, threads=1)
+        self.num_envs = num_envs
+        self.num_actions, self.frames_per_step = facts.num_actions, facts.protocol.frame_skip
+        self.rules_fingerprint = facts.rules_fingerprint
+        padding = facts.protocol.stack_padding
+        facts.close()
+        self.obs_shape: tuple[int, ...] = (OBS_SIDE, OBS_SIDE)
+        self.replay = Replay(
+            capacity,
+            lanes=num_envs,
+            obs_shape=self.obs_shape,
+            stack=DEFAULT_STACK,
+            seed=replay_seed,
+            padding=padding,
+            alpha=alpha,
+        )
+        shared = SharedMemory.create(8 * num_envs)
+        self._shared, self._actions = shared, shared.array(0, (num_envs,), np.int64)
+        bounds = np.linspace(0, num_envs, processes + 1).astype(int).tolist()
+        handle = dataclasses.asdict(self.replay.handle())
+        self._orders = [
+            {
+                "env": env_id,
+                "protocol": protocol,
+                "threads": threads or 1,
+                "seed": seed,
+                "replay": handle,
+                "actions": vars(shared.handle()),
+                "first": first,
+                "count": end - first,
+                "envs": num_envs,
+                "life": 0,
+                "state": None,
+            }
+            for first, end in itertools.pairwise(bounds)
+        ]
+        self._board = Board(processes, 0)
+        self._waiting_for = set(range(processes))  # to be ready, or to have taken the step
+        self._games: list[Game] = []
+        self._note = note
+        self._group: WorkerGroup | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes, in order."""
+        return [] if self._group is None else self._group.pids
+
+    @property
+    def deaths(self) -> int:
+        """Processes that were replaced."""
+        return 0 if self._group is None else self._group.deaths
+
+    def start(self, states: Sequence[bytes] | None = None) -> None:
+        """Begin new games: those of a saved run are not restored here."""
+        self._group = WorkerGroup(
+            __name__, self._orders, self._board, heard=self._heard, died=self._died, note=self._note
+        )
+        self._wait()
+
+    def stacks(self, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """What each env's agent looks at, (num_envs, stack, *obs_shape)."""
+        return self.replay.stacks(out)
+
+    def send(self, actions: npt.NDArray[np.int64]) -> None:
+        """Let all envs take a step, and return at once."""
+        assert self._group is not None, "send: start() comes first"
+        self._actions[:] = actions
+        self._waiting_for = set(range(len(self._orders)))
+        for index in range(len(self._orders)):
+            self._group.tell(index, {"step": True})
+
+    def receive(self) -> list[Game]:
+        """Wait for the step to be done, and recorded. Tells which full games ended with it."""
+        self._wait()
+        games, self._games = self._games, []
+        return games
+
+    def _wait(self) -> None:
+        assert self._group is not None
+        while self._waiting_for:
+            self._group.poll(_LISTEN_S)
+
+    def _heard(self, index: int, message: dict[str, Any]) -> None:
+        # A new life tells that it is ready; the step that its predecessor was told is not asked of it.
+        self._waiting_for.discard(index)
+        self._games += [Game(**game) for game in message["games"]]
+
+    def _died(self, index: int) -> None:
+        self._waiting_for.add(index)  # until its successor is ready
+
+    def save_state(self) -> list[bytes] | None:
+        """None: a run that is resumed begins new episodes."""
+        return None
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._group is not None:
+            self._group.stop()
+
+
+def work(order: dict[str, Any], board: Board, line: Line) -> None:
+    """One such process, see :mod:`fastrl.runs.workers`."""
+    index, first, count = int(order["worker"]), int(order["first"]), int(order["count"])
+    fields = order["replay"]
+    shapes = {name: tuple(fields[name]) for name in ("obs_shape", "action_shape")}
+    replay = Replay.attach(ReplayHandle(**{**fields, **shapes}))
+    memory = SharedMemory.attach(SharedMemoryHandle(**order["actions"]))
+    actions = memory.array(0, (int(order["envs"]),), np.int64)[first : first + count]
+    pool = AtariPool(
+        order["env"],
+        count,
+        order["protocol"],
+        threads=order["threads"],
+        seed=seeds.whole(order["seed"], f"actor process {index} life {order['life']}"),
+        autoreset="same_step",
+        sink=replay.sink(first_lane=first, lanes=count),
+        stacks=False,
+    )
+    pool.reset()
+    line.send({"games": []})
+    while True:
+        for _ in line.received(1.0):
+            info = pool.step(actions)[-1]
+            board.steps[index] += count
+            ended: list[int] = np.flatnonzero(info["_game_return"]).tolist() if "game_return" in info else []
+            line.send(
+                {
+                    "games": [
+                        {
+                            "env": first + env,
+                            "game_return": float(info["game_return"][env]),
+                            "frames": int(info["game_frames"][env]),
+                            "steps": int(info["game_steps"][env]),
+                        }
+                        for env in ended
+                    ]
+                }
+            )

@@ -1,0 +1,553 @@
+"""A3C's rule by hand-worked numbers, its rounds with scripted games, and whole runs, alone and with workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripted_envs import ScriptedEnvs, played, random_games
+
+from fastrl import a3c
+from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.networks import build, named_factory
+from fastrl.runs import command_line
+from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.session import Session
+from fastrl.runs.traps import NonFiniteLoss
+
+GOLDEN = Path(__file__).parent / "golden" / "a3c.json"
+# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
+GOLDEN_TOLERANCE = 2e-4
+
+TINY: dict[str, Any] = {
+    "env": "PongNoFrameskip-v4",
+    "network": "a3c",
+    "workers": 2,
+    "sync": True,
+    "steps": 400,
+    "torch_threads": 1,
+    "threads": 1,
+    "evaluate_every_steps": 0,
+    "log_every_steps": 100,
+    "checkpoint_every_minutes": 0.0,
+    "tensorboard": False,
+}
+
+
+def preset(name: str, /, **changes: Any) -> a3c.Config:
+    config: a3c.Config = command_line.with_preset(a3c.TRAINER, name)
+    return dataclasses.replace(config, **changes)
+
+
+# ---- the rule
+
+
+def require_returns(returns: Callable[..., torch.Tensor]) -> None:
+    """Worked by hand with gamma 0.5: three games; the first goes on, the second ends, the third is cut."""
+    reward = torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+    going_on = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    cut = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 6.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    last = torch.tensor([8.0, 8.0, 4.0])
+    # Back from the end: -1 + 4 = 3, 0 + 1.5, 2 + 0.75, 1 + 1.375; at the end 2 and 1 + 1; at the cut 2 + 3 and 1 + 2.5.
+    expected = [[2.375, 2.0, 3.5], [2.75, 2.0, 5.0], [1.5, 1.5, 0.5], [3.0, 3.0, 1.0]]
+    assert returns(reward, going_on, last, 0.5, cut).tolist() == expected
+
+
+def test_returns_are_as_worked_by_hand() -> None:
+    require_returns(a3c.returns)
+
+
+def through_ends(reward: Any, going_on: Any, last: Any, discount: float, cut: Any) -> Any:
+    return a3c.returns(reward, torch.ones_like(going_on), last, discount, cut)
+
+
+def nothing_after_a_cut(reward: Any, going_on: Any, last: Any, discount: float, cut: Any) -> Any:
+    return a3c.returns(reward, going_on, last, discount)
+
+
+def one_reward_late(reward: Any, going_on: Any, last: Any, discount: float, cut: Any) -> Any:
+    return a3c.returns(torch.cat([reward[1:], last[None]]), going_on, last, discount, cut)
+
+
+def value_not_discounted(reward: Any, going_on: Any, last: Any, discount: float, cut: Any) -> Any:
+    return a3c.returns(reward, going_on, last / discount, discount, cut)
+
+
+@pytest.mark.parametrize("mistake", [through_ends, nothing_after_a_cut, one_reward_late, value_not_discounted])
+def test_the_test_of_returns_finds_a_planted_mistake(mistake: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(AssertionError):
+        require_returns(mistake)
+
+
+def require_gradient(losses: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+    """Worked by hand: probabilities 1/4 and 3/4, the second action, R = 2, V = 0.5."""
+    logits = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64, requires_grad=True)
+    values = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([2.0], dtype=torch.float64)
+    policy, value, entropy = losses(logits, values, torch.tensor([1]), target)
+
+    h = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert policy.tolist() == pytest.approx([-math.log(0.75) * 1.5])
+    assert value.tolist() == pytest.approx([1.125])
+    assert entropy.tolist() == pytest.approx([h])
+
+    (policy + 0.5 * value - 0.1 * entropy).sum().backward()
+    assert logits.grad is not None
+    assert values.grad is not None
+    # d(-log pi_1 * 1.5)/dz = 1.5 (p - onehot); dH/dz = -p (log p + H).
+    slope = [1.5 * 0.25, 1.5 * (0.75 - 1)]
+    spread = [0.1 * p * (math.log(p) + h) for p in (0.25, 0.75)]
+    assert logits.grad[0].tolist() == pytest.approx([slope[0] + spread[0], slope[1] + spread[1]])
+    assert values.grad.tolist() == pytest.approx([0.5 * (0.5 - 2)])  # none of it from the policy's loss
+
+
+def test_losses_and_their_slopes_are_as_worked_by_hand() -> None:
+    require_gradient(a3c.losses)
+
+
+def flipped_entropy(*given: Any) -> Any:
+    policy, value, entropy = a3c.losses(*given)
+    return policy, value, -entropy
+
+
+def flipped_advantage(*given: Any) -> Any:
+    policy, value, entropy = a3c.losses(*given)
+    return -policy, value, entropy
+
+
+def value_learns_from_the_policy(logits: Any, values: Any, actions: Any, target: Any) -> Any:
+    _, value, entropy = a3c.losses(logits, values, actions, target)
+    return -torch.log_softmax(logits, -1)[0, actions] * (target - values), value, entropy
+
+
+@pytest.mark.parametrize("mistake", [flipped_entropy, flipped_advantage, value_learns_from_the_policy])
+def test_the_test_of_losses_finds_a_planted_mistake(mistake: Callable[..., Any]) -> None:
+    with pytest.raises(AssertionError):
+        require_gradient(mistake)
+
+
+def test_actions_are_drawn_by_their_probabilities_one_number_a_row() -> None:
+    logits = torch.log(torch.tensor([[0.2, 0.0, 0.5, 0.3]])).expand(20_000, 4)
+    drawn = a3c.sample(logits, np.random.default_rng(3))
+    frequency = np.bincount(drawn, minlength=4) / 20_000
+
+    assert frequency[1] == 0
+    np.testing.assert_allclose(frequency, [0.2, 0, 0.5, 0.3], atol=0.015)
+    used, same = np.random.default_rng(3), np.random.default_rng(3)
+    assert a3c.sample(logits[:7], used).tolist() == drawn[:7].tolist()
+    same.random(7)
+    assert used.random() == same.random()
+
+
+# ---- a round
+
+
+class Given(torch.nn.Module):
+    """What a test wants to see for each observation, which is a row's number: logits and a value."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(20, description["num_actions"]))
+        self.values = torch.nn.Parameter(torch.arange(20.0))
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        row = obs.flatten(1)[:, 0].long()
+        return self.logits[row], self.values[row]
+
+
+def given(description: dict[str, Any]) -> torch.nn.Module:
+    return Given(description)
+
+
+GIVEN = {"kind": "actor_critic", "factory": "test_a3c:given", "torso": "own", "obs_shape": [1, 1], "num_actions": 2}
+
+
+def a_worker(config: a3c.Config, envs: Any, network: dict[str, Any] = GIVEN) -> a3c.Worker:
+    config = dataclasses.replace(config, network=network.get("factory", config.network))
+    first = FlatNetwork(build(network, [1], named_factory(config.network))).values
+    shared = SharedParameters(first.numel(), 1)
+    shared.values.copy_(first)
+    worker = a3c.Worker(config, network, shared, 0, envs, "test")
+    worker.start(None)
+    return worker
+
+
+def rows(*numbers: float) -> np.ndarray:
+    return np.array(numbers, np.float32).reshape(-1, 1, 1)
+
+
+def script() -> ScriptedEnvs:
+    """Two games: states 1, 2, 3 and 4, 5, 6. The first loses a life, the second is cut in state 9, both begin anew."""
+    steps = [
+        played(rows(2, 5), [1, 0]),
+        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
+        played(rows(7, 8), [1, -1]),
+    ]
+    return ScriptedEnvs(rows(1, 4), steps, 2)
+
+
+@pytest.mark.parametrize("keeps_graph", [True, False])
+def test_a_round_moves_the_values_as_worked_by_hand(keeps_graph: bool) -> None:
+    config = preset(
+        "paper", workers=1, envs_per_worker=2, t_max=3, discount=0.5, learning_rate=0.1, learning_rate_steps=1000,
+        rmsprop_decay=0.0, rmsprop_epsilon=1e-12, entropy_weight=0.0, value_weight=2.0, max_gradient_norm=0.0,
+    )  # fmt: skip
+    envs = script()
+    worker = a_worker(config, envs)
+    worker.keeps_graph = keeps_graph
+    seen: list[torch.Tensor] = []
+    apply = worker.optimiser.apply
+    worker.optimiser.apply = lambda gradient, rate: (seen.append(gradient.clone()), apply(gradient, rate))  # type: ignore[func-returns-value, assignment, method-assign, return-value]
+
+    steps, games, sums = worker.round(500)
+
+    # V(s) = s. Returns back from V(7) = 7 and V(8) = 8: 1 + 3.5, 0, 1 + 0; -1 + 4, 1 + 9/2, 0 + 5.5/2.
+    target = {1: 1.0, 2: 0.0, 3: 4.5, 4: 2.75, 5: 5.5, 6: 3.0}
+    value_slope = seen[0][-20:]
+    for state in range(20):
+        # Halved squares, times w = 2; the mean over two games, not over steps.
+        expected = (state - target[state]) * 2 / 2 if state in target else 0
+        assert value_slope[state].item() == pytest.approx(expected)
+    assert (steps, games) == (6, [])
+    # Decay 0 makes each step the rate times the sign: half of 0.1, halfway through.
+    moved = worker.shared.values[-20:] - torch.arange(20.0)
+    signs = [0, 0 if target[1] == 1 else 1, -1, 1, -1, 1, -1, *[0] * 13]
+    np.testing.assert_allclose(moved.numpy(), 0.05 * np.array(signs), atol=1e-6)
+    logits = torch.zeros(20, 2)
+    for step, actions in enumerate(envs.actions):
+        for env, action in enumerate(actions):
+            state = [(1, 4), (2, 5), (3, 6)][step][env]
+            advantage = target[state] - state
+            logits[state] = advantage / 2 * (torch.tensor([0.5, 0.5]) - torch.eye(2)[action])
+    np.testing.assert_allclose(seen[0][:40].view(20, 2).numpy(), logits.numpy(), atol=1e-6)
+    assert sums[1] == pytest.approx(np.mean([(s - t) ** 2 / 2 for s, t in target.items()]))
+    assert sums[2] == pytest.approx(math.log(2))
+    assert sums[4] == pytest.approx(3.5)
+
+
+def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None:
+    config = preset("paper", workers=1, envs_per_worker=2, t_max=3, max_gradient_norm=0.5)
+    worker = a_worker(config, script())
+    norms: list[float] = []
+    worker.optimiser.apply = lambda gradient, rate: norms.append(float(gradient.norm()))  # type: ignore[method-assign]
+    told = worker.round(0)[2][3]
+    assert told > 0.5  # what it was
+    assert norms == pytest.approx([0.5])
+
+    worker = a_worker(config, script())
+    worker.shared.values[-20] = float("nan")
+    worker.envs.steps[0].obs[:] = 0  # type: ignore[union-attr]
+    with pytest.raises(NonFiniteLoss, match="the gradient is nan after 0 steps"):
+        worker.round(0)
+    assert worker.shared.applied() == 0
+
+
+def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
+    config = preset("paper", workers=1, envs_per_worker=2, t_max=0)
+    assert a_worker(config, script()).round(0)[0] == 2 * 2  # the first game's end
+    hurried = a_worker(config, script())
+    hurried.hurried = lambda: True
+    assert hurried.round(0)[0] == 2
+
+
+@pytest.mark.parametrize("envs", [1, 2])
+def test_learning_in_one_batch_is_learning_step_by_step(envs: int) -> None:
+    moved = []
+    for keeps_graph in (True, False):
+        config = preset("paper", workers=1, envs_per_worker=envs)
+        network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
+        worker = a_worker(config, random_games(10, envs, (4, 84, 84), 6, seed=5), network)
+        worker.keeps_graph = keeps_graph
+        began = worker.shared.values.clone()
+        worker.round(0)
+        worker.round(5)
+        moved.append(worker.shared.values - began)
+    assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 1e-4
+
+
+def movement(config: a3c.Config, updates: int = 100) -> np.ndarray:
+    """How far 100 updates move the weights, along a few fixed directions of each layer."""
+    torch.set_num_threads(1)
+    network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
+    envs = random_games(updates * config.t_max, config.envs_per_worker, (4, 84, 84), 6, seed=1)
+    worker = a_worker(config, envs, network)
+    worker.optimiser.snapshot(worker.local.values)
+    began = {name: p.detach().clone() for name, p in worker.local.network.named_parameters()}
+    steps = 0
+    for _ in range(updates):
+        steps += worker.round(steps)[0]
+    worker.optimiser.snapshot(worker.local.values)
+    found = []
+    for name, parameter in worker.local.network.named_parameters():
+        moved = (parameter.detach() - began[name]).double().numpy().ravel()
+        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
+        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
+    return np.array(found)
+
+
+def distance(found: np.ndarray, golden: np.ndarray) -> float:
+    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+
+
+# Small rates: what rounding differs between processors then stays small over a hundred updates.
+GOLDEN_CONFIGS = {
+    "paper": {"workers": 1, "envs_per_worker": 2, "learning_rate": 2e-5, "learning_rate_steps": 4000},
+    "a2c": {"workers": 1, "envs_per_worker": 8, "t_max": 2, "network": "a3c", "learning_rate": 1e-6},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_CONFIGS)
+def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
+    golden = np.array(json.loads(GOLDEN.read_text())[name])
+    config = preset(name, **GOLDEN_CONFIGS[name])
+
+    away = distance(movement(config), golden)
+    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
+
+    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
+    assert away < GOLDEN_TOLERANCE < planted
+
+
+# ---- settings
+
+
+def test_the_rate_falls_to_nothing_in_paper_and_stays_in_a2c() -> None:
+    paper, a2c = preset("paper"), preset("a2c")
+
+    assert paper.learning_rate_at(0) == 0.0007
+    assert paper.learning_rate_at(20_000_000) == pytest.approx(0.000525)
+    assert paper.learning_rate_at(90_000_000) == 0
+    assert a2c.learning_rate_at(9_000_000) == 0.0007
+
+
+@pytest.mark.parametrize("name", a3c.PRESETS)
+def test_presets_are_whole_configurations(name: str) -> None:
+    config = preset(name)
+
+    assert config.preset == name
+    assert (
+        command_line.from_stored(a3c.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": 0}, "workers: 0 is not a whole number"),
+        ({"t_max": -1}, "t_max: -1 is not a whole number"),
+        ({"entropy_weight": -0.1}, "entropy_weight: -0.1 is outside"),
+        ({"rmsprop_epsilon": 0}, "rmsprop_epsilon: 0 would divide 0 by 0"),
+        ({"rmsprop_decay": 1.5}, "rmsprop_decay: 1.5 is outside"),
+        ({"max_gradient_norm": float("nan")}, "max_gradient_norm: nan is outside"),
+        ({"workers": 4, "deterministic": True}, "deterministic: 4 workers apply their gradients in the order"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset("paper", **change)
+
+
+# ---- whole runs
+
+
+@pytest.fixture(autouse=True)
+def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "digest_at_end", True)
+
+
+def run(tmp_path: Path, name: str, /, resume: str | None = None, **changes: Any) -> Session:
+    config = preset("paper", **{**TINY, "runs": tmp_path, "name": name, **changes})
+    return a3c.train(config, resume_run=tmp_path / resume if resume else None)
+
+
+@pytest.mark.parametrize("alone", [{"workers": 1, "sync": False}, {"envs_per_worker": 2}], ids=["one worker", "sync"])
+def test_equal_seeds_give_equal_runs_however_they_are_cut(
+    tmp_path: Path, alone: dict[str, Any], session_seed: int
+) -> None:
+    whole = run(tmp_path, "whole", **alone)
+    again = run(tmp_path, "again", threads=2, **alone)
+    cut = int(np.random.default_rng(session_seed).integers(1, 20)) * 20
+    run(tmp_path, "cut", **{**alone, "steps": cut})
+    resumed = run(tmp_path, "cut", resume="cut", **alone)
+    other = run(tmp_path, "other", seed=1, **{**alone, "steps": 100})
+
+    assert whole.final_digest == again.final_digest
+    assert whole.final_digest == resumed.final_digest, f"cut at {cut} steps"
+    assert other.final_digest != run(tmp_path, "short", **{**alone, "steps": 100}).final_digest
+    assert whole.steps == 400
+    assert whole.updates == 400 / (5 * whole.policy["network"].get("envs", 1) * (1 if alone.get("workers") else 4))
+    assert whole.run.description["config"]["deterministic"] is True
+
+
+def test_variants_train(tmp_path: Path) -> None:
+    for name, changes in {
+        "bf16": {"precision": "bf16", "network": "nature"},
+        "own": {"network": "own_network:tiny_actor_critic"},
+    }.items():
+        session = run(tmp_path, name, **{"steps": 100, **changes})
+        table = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        row = dict(zip(table[0].split(","), table[1].split(","), strict=True))
+        assert session.updates == 10
+        assert all(math.isfinite(float(row[c])) for c in ("policy_loss", "value_loss", "entropy", "param_norm"))
+
+
+def test_cartpole_is_learned_in_seconds(tmp_path: Path) -> None:
+    session = a3c.train(
+        preset("classic", runs=tmp_path, name="cartpole", steps=50_000, evaluate_every_steps=0, tensorboard=False)
+    )
+
+    # A random policy gets 22.
+    assert session.games.mean_return is not None
+    assert session.games.mean_return > 100
+    assert session.run.finished
+
+
+def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither an Atari game nor an env of Gymnasium"):
+        run(tmp_path, "a", env="BreakotNoFrameskip-v4")
+    with pytest.raises(ValueError, match="has actions Box"):
+        run(tmp_path, "b", env="Pendulum-v1", network="mlp")
+    with pytest.raises(ValueError, match=r"network: own_network:normed has buffers \(running_mean"):
+        run(tmp_path, "c", network="own_network:normed")
+    with pytest.raises(ValueError, match="device: a3c learns on the CPU"):
+        run(tmp_path, "d", device="cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_resume_says_that_many_workers_have_nothing_to_prove(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        a3c.main(["--workers", "2", "--verify-resume", "100"])
+    assert "verify-resume: there is nothing to prove: 2 workers apply their gradients in the order" in str(ended.value)
+
+
+# ---- worker processes
+
+
+NEW = shlex.split(
+    "--env PongNoFrameskip-v4 --workers 2 --threads 1 --evaluate-every-steps 0 --log-every-steps 100 "
+    "--checkpoint-every-minutes 0 --checkpoint-every-steps 300 --no-tensorboard --name run"
+)
+
+
+class Trainer:
+    """A trainer as a user starts it."""
+
+    def __init__(self, runs: Path, *more: str) -> None:
+        self.path, self.said = runs / "run", runs / "said.txt"
+        self.file = open(self.said, "a")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fastrl.a3c", *(() if "--resume" in more else NEW), *more],
+            stdout=self.file, stderr=subprocess.STDOUT, cwd=runs, env=self.env(),
+        )  # fmt: skip
+
+    @staticmethod
+    def env() -> dict[str, str]:
+        here = Path(__file__).parent
+        return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}:{os.environ.get('PYTHONPATH', '')}"}
+
+    def workers(self) -> list[int]:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid:
+                found.append(int(stat.parent.name))
+        return sorted(found)
+
+    def rows(self) -> list[dict[str, str]]:
+        file = self.path / "metrics.csv"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + 90
+        while not condition():
+            assert self.process.poll() is None, self.said.read_text()
+            if time.monotonic() > end:
+                self.process.kill()
+                pytest.fail(self.said.read_text())
+            time.sleep(0.05)
+
+    def ended(self) -> int:
+        try:
+            return self.process.wait(90)
+        finally:
+            self.process.kill()
+            self.file.close()
+
+
+def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, "--runs", str(tmp_path), "--steps", "1000000")
+    trainer.until(trainer.rows)
+    first = trainer.workers()
+    assert len(first) == 2
+    os.kill(first[1], signal.SIGKILL)
+    trainer.until(lambda: trainer.rows()[-1]["worker_deaths"] == "1" and len(trainer.workers()) == 2)
+    steps = int(trainer.rows()[-1]["steps"])
+    trainer.until(lambda: int(trainer.rows()[-1]["steps"]) > steps + 200)
+    workers = trainer.workers()
+    trainer.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code = trainer.ended()
+
+    said = trainer.said.read_text()
+    assert code == 143, said
+    assert time.monotonic() - began < 5
+    assert "worker 1 ended (signal 9); another takes its place, with new games" in said
+    assert len(re.findall("workers on .* usable cores", said)) == (len(os.sched_getaffinity(0)) < 2)
+    for pid in {*first, *workers}:
+        assert not Path(f"/proc/{pid}").exists()
+    saved = CheckpointStore(trainer.path / "checkpoints").load(print)
+    assert saved is not None
+    state = saved.state["trainer"]
+    assert saved.steps == saved.state["session"]["steps"]
+    assert state["counts"]["done"] == state["counts"]["begun"] == saved.state["session"]["updates"]
+    # All rounds have five steps but those that a pause cut short.
+    assert saved.steps / 5 <= state["counts"]["done"] <= saved.steps / 5 + 2 * 100
+    assert state["workers"][0]["life"] == 0
+    assert all(worker["state"] is not None for worker in state["workers"])
+
+    more = Trainer(tmp_path, "--resume", str(trainer.path), "--steps", str(saved.steps + 300))
+    assert more.ended() == 0, more.said.read_text()
+    said = more.said.read_text()
+    assert f"resumed at {saved.steps:,} steps" in said
+    assert "no saved state" not in said
+    last = CheckpointStore(trainer.path / "checkpoints").load(print)
+    assert last is not None
+    assert saved.steps + 300 <= last.steps <= saved.steps + 300 + 2 * 5
+    steps_logged = [int(row["steps"]) for row in more.rows()]
+    assert steps_logged == sorted(set(steps_logged))
+    assert 0 < float(more.rows()[-1]["lag_mean"]) < 3
+    assert json.loads((trainer.path / "config.json").read_text())["finished"]
+
+
+def test_a_worker_that_fails_ends_the_run_with_its_number(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, "--runs", str(tmp_path), "--steps", "1000000", "--network", "own_network:fails_later")
+    code = trainer.ended()
+
+    said = trainer.said.read_text()
+    assert code == 1, said
+    assert re.search(r"\nfastrl a3c: worker \d: NonFiniteLoss: train: the gradient is nan after", said)
+
+
+def test_resuming_with_other_workers_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "two", steps=20)
+    with pytest.raises(SystemExit) as ended:
+        a3c.main(["--resume", str(tmp_path / "two"), "--workers", "3"])
+    assert "resume: workers was 2 and cannot become 3" in str(ended.value)

@@ -1,0 +1,131 @@
+"""Games in other processes: they write what the learner draws, and the death of one ends nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastrl import dqn
+from fastrl.runs.actor_processes import ActorProcesses
+from fastrl.runs.command_line import with_preset
+
+TINY: dict[str, Any] = {
+    "env": "PongNoFrameskip-v4",
+    "network": "a3c",
+    "num_envs": 3,
+    "actor_processes": 2,
+    "replay_capacity": 2_000,
+    "warm_up_steps": 60,
+    "batch": 8,
+    "target_every_steps": 80,
+    "steps": 300,
+    "torch_threads": 1,
+    "threads": 1,
+    "evaluate_every_steps": 0,
+    "log_every_steps": 100,
+    "checkpoint_every_minutes": 0.0,
+    "tensorboard": False,
+}
+
+
+@pytest.fixture
+def actors() -> Any:
+    made = ActorProcesses(
+        "PongNoFrameskip-v4",
+        3,
+        2,
+        2_000,
+        protocol="sb3",
+        threads=1,
+        seed=3,
+        replay_seed=4,
+        alpha=None,
+    )
+    yield made
+    made.close()
+
+
+def gone(pid: int, within_s: float) -> bool:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_every_step_of_every_game_is_recorded(actors: ActorProcesses) -> None:
+    actors.start()
+    for action in range(10):
+        actors.send(np.full(3, action % 6))
+        actors.receive()
+
+    assert actors.replay.boundary() == [11, 11, 11]  # and the frame that each episode began with
+    assert actors.stacks().any(axis=(1, 2, 3)).all()
+    drawn = actors.replay.sample(64, 1, 0.99)
+    by_step = {(int(lane), int(step)): int(a) for (lane, step), a in zip(drawn.index, drawn.action, strict=True)}
+    assert all(action == step % 6 for (_, step), action in by_step.items())
+    pids = actors.pids
+    actors.close()
+    assert all(gone(pid, 2) for pid in pids)
+
+
+def test_a_killed_process_is_replaced_and_its_lanes_go_on(actors: ActorProcesses) -> None:
+    actors.start()
+    lost = []
+    for step in range(30):
+        if step in (10, 20):
+            victim = step // 10 - 1
+            lost.append(actors.pids[victim])
+            os.kill(lost[-1], signal.SIGKILL)
+        actors.send(np.zeros(3, np.int64))
+        actors.receive()
+
+    assert actors.deaths == 2
+    assert not set(lost) & set(actors.pids)
+    # 31 slots without a death; a death loses at most the step under way and begins an episode.
+    assert all(30 <= end <= 32 for end in actors.replay.boundary())
+    actors.replay.sample(64, 1, 0.99)
+
+
+def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **TINY, runs=tmp_path, name="killed")
+    receive = ActorProcesses.receive
+    rounds = iter(range(10_000))
+
+    def with_deaths(self: ActorProcesses) -> Any:
+        if next(rounds) in (30, 60):
+            os.kill(self.pids[0], signal.SIGKILL)
+        return receive(self)
+
+    monkeypatch.setattr(ActorProcesses, "receive", with_deaths)
+    session = dqn.train(config)
+
+    assert session.run.finished
+    assert session.steps == 300
+    assert session.updates == (300 - 60) // 4
+    assert session.envs.deaths == 2  # type: ignore[union-attr,attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"deterministic": True}, "with --deterministic they are refused"),
+        ({"actor_processes": 4}, r"4 is outside \[1, 3\]"),
+        ({"env": "CartPole-v1", "network": "mlp"}, "are for Atari games"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **{**TINY, **changes}, runs=tmp_path)
+
+    with pytest.raises(ValueError, match=message):
+        dqn.train(config)
