@@ -594,10 +594,14 @@ def test_no_memory_is_left_behind() -> None:
             return int(next(line for line in file if line.startswith("Shmem:")).split()[1])
 
     names = set(os.listdir("/dev/shm"))
-    before = shared_kb()
-    for _ in range(20):
-        made = fastrl.Replay(2000, 2)
-        made.writer(0).close()
-        del made
-    assert set(os.listdir("/dev/shm")) == names
-    assert shared_kb() - before < 15_000  # one replay is 14.3 MB
+    # The figure is the whole machine's: what another process takes meanwhile comes once, a leak comes every time.
+    grown_kb = []
+    for _ in range(3):
+        before = shared_kb()
+        for _ in range(20):
+            made = fastrl.Replay(2000, 2)
+            made.writer(0).close()
+            del made
+        grown_kb.append(shared_kb() - before)
+    assert min(grown_kb) < 15_000  # one replay is 14.3 MB
+    assert not [name for name in set(os.listdir("/dev/shm")) - names if "fastrl" in name]
