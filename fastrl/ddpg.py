@@ -460,8 +460,9 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
         "network": actor,
         "prefix": "actor.",
         "acts": "continuous",
-        "low": envs.action_space.low.ravel().tolist(),
-        "high": envs.action_space.high.ravel().tolist(),
+        "low": envs.action_space.low.tolist(),
+        "high": envs.action_space.high.tolist(),
+        "dtype": str(envs.action_space.dtype),
         "evaluation_rules": None,
     }
     exploration = seeds.generator(config.seed, "exploration")

@@ -349,8 +349,10 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
     """The games, and the replay that they are recorded in."""
     if config.actor_processes:
         return make_actor_processes(config, resumed)
+    # Episodes that begin when a run goes on are not those that it began with.
+    life = "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}"
     shared: dict[str, Any] = {
-        "seed": seeds.whole(config.seed, "envs"),
+        "seed": seeds.whole(config.seed, life),
         "replay_seed": seeds.whole(config.seed, "replay"),
         "alpha": config.priority_alpha if config.prioritised else None,
         "resume_replay": resumed.replay_save if resumed else None,
@@ -475,7 +477,14 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     learner = Learner(config, network)
     atari = envs.kind == "atari"
     rules = {"protocol": config.protocol, **evaluation_protocol(config.protocol)} if atari else None
-    policy = {"env": config.env, "network": network, "prefix": "online.", "acts": "greedy", "evaluation_rules": rules}
+    policy = {
+        "env": config.env,
+        "network": network,
+        "prefix": "online.",
+        "acts": "greedy",
+        "first_action": envs.first_action,
+        "evaluation_rules": rules,
+    }
     facts = {"rules_fingerprint": envs.rules_fingerprint, "replay_capacity": envs.replay.capacity}
     exploration = seeds.generator(config.seed, "exploration")
     with Session("dqn", config, envs, resumed=resumed, policy=policy, facts=facts) as session:

@@ -33,6 +33,8 @@ class Played:
 class PlayedAtari:
     """Games of an :class:`AtariPool`."""
 
+    first_action = 0  # what 0 is to the env
+
     def __init__(self, env_id: str, num_envs: int, protocol: str | Protocol, threads: int | None, seed: int) -> None:
         self._pool = AtariPool(env_id, num_envs, protocol, threads=threads, seed=seed, autoreset="same_step")
         self.num_envs, self.num_actions = num_envs, self._pool.num_actions
@@ -90,7 +92,7 @@ class PlayedGymnasium:
             raise ValueError(f"env: {env_id} has observations {observation}; a vector of numbers is needed here")
         self.num_envs = num_envs
         self.num_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else 0
-        self._first = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
+        self.first_action = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
         self.obs_shape: tuple[int, ...] = (1, *observation.shape)
         self._returns, self._steps = np.zeros(num_envs), np.zeros(num_envs, np.int64)
 
@@ -105,7 +107,7 @@ class PlayedGymnasium:
 
     def step(self, actions: npt.NDArray[np.int64]) -> Played:
         """Let all envs take a step."""
-        obs, reward, terminated, truncated, info = self._envs.step(actions + self._first)
+        obs, reward, terminated, truncated, info = self._envs.step(actions + self.first_action)
         self._returns += reward
         self._steps += 1
         games = []

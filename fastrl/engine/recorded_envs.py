@@ -61,6 +61,7 @@ class RecordedAtari:
     """
 
     kind: Literal["atari", "gymnasium"] = "atari"
+    first_action = 0
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class RecordedGymnasium:
             )
         self.action_space = action
         self.num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
+        self.first_action = int(action.start) if isinstance(action, spaces.Discrete) else 0  # what 0 is to the env
         try:
             self._to_env = action_scaling(action)
         except ValueError as error:

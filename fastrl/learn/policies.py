@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from fastrl.engine.recorded_envs import action_scaling
 from fastrl.learn.networks import build
 
 _ACTS = ("greedy", "sample", "continuous")
@@ -34,7 +36,7 @@ class Policy:
     Args:
         description: what the trainer stored: ``network``, ``prefix`` (of the network's tensors) and ``acts``:
             "greedy" on action values, "sample" from logits, or "continuous": actions in [-1, 1], which are scaled to
-            the env's bounds ``low`` and ``high``.
+            the Box of the env's actions (``low``, ``high``, ``dtype``).
         tensors: of a checkpoint.
         device: where the network runs.
         factory: makes the network, where it is the user's own.
@@ -63,7 +65,10 @@ class Policy:
         if self.acts not in _ACTS:
             raise ValueError(f"policy: acts {self.acts!r} is unknown to this version of fastrl; known: {_ACTS}")
         if self.acts == "continuous":
-            self._low, self._high = (np.asarray(description[name], np.float64) for name in ("low", "high"))
+            dtype = np.dtype(description["dtype"])
+            low, high = (np.asarray(description[name], dtype) for name in ("low", "high"))
+            self._box = spaces.Box(low, high, dtype=dtype.type)
+            self._to_env = action_scaling(self._box)
         # Of policies that are random by themselves, where the caller brings no generator.
         self._generator = np.random.default_rng(0)
         prefix = str(description["prefix"])
@@ -98,8 +103,7 @@ class Policy:
             if epsilon > 0:
                 random = drawn.random(len(values)) < epsilon
                 values = np.where(random[:, None], drawn.uniform(-1, 1, values.shape), values)
-            middle, half = (self._low + self._high) / 2, (self._high - self._low) / 2
-            return (middle + half * values).clip(self._low, self._high).astype(np.float32)
+            return self._to_env(values.reshape(-1, *self._box.shape))
         actions = sampled(values, drawn) if self.acts == "sample" else values.argmax(1)
         if epsilon > 0:
             random = drawn.random(len(actions)) < epsilon

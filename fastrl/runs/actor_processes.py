@@ -44,6 +44,7 @@ class ActorProcesses:
     """
 
     kind: Literal["atari"] = "atari"
+    first_action = 0
 
     def __init__(
         self,

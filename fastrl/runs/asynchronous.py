@@ -415,6 +415,7 @@ class _Run:
             "network": self.network,
             "prefix": "policy.",
             "acts": recipe.acts,
+            "first_action": self.envs.first_action,
             "evaluation_rules": rules,
         }
         facts: Mapping[str, Any] = {"rules_fingerprint": self.envs.rules_fingerprint}
