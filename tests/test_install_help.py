@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import fastrl
 from fastrl.engine import native
 
 INSTALLED = Path(fastrl.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -22,9 +24,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def import_from(tree: Path) -> str:
-    code = "import fastrl; print(fastrl.__version__)"
-    environment = {"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin"}
+def import_from(*places: Path) -> str:
+    code = "import fastrl; print(fastrl.__version__, fastrl.build_info()['compiler'])"
+    tree = places[0]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, places)), "PATH": "/usr/bin:/bin"}
     run = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, cwd=tree, env=environment
     )
@@ -42,6 +45,20 @@ def test_a_missing_extension_names_the_command(tree: Path) -> None:
     said = import_from(tree)
     assert "fastrl's native part is missing or does not load" in said
     assert "pip install ." in said
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not here")
+def test_in_the_source_tree_the_installed_extension_is_found(tree: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "site" / "fastrl"
+    installed.mkdir(parents=True)
+    for file in (tree / "fastrl").glob("_core*.so"):
+        shutil.move(file, installed / file.name)
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
+    (tree / "CMakeLists.txt").touch()
+
+    assert "Error" not in import_from(tree, tmp_path / "site")
+    (tree / "csrc" / "changed.cpp").write_text("int changed;")
+    assert "older than the C++ sources" in import_from(tree, tmp_path / "site")
 
 
 def test_an_extension_that_does_not_load_says_why(tree: Path) -> None:

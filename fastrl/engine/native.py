@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
+import importlib.util
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ except importlib.metadata.PackageNotFoundError:  # the tree itself is on the pat
 
 
 def _import_core() -> Any:
+    installed = _installed_core()
+    if installed is not None:
+        return installed
     try:
         from fastrl import _core
     except ImportError as error:
@@ -34,6 +40,32 @@ def _import_core() -> Any:
             f"with `pip install -e .`."
         ) from error
     return _core
+
+
+def _installed_core() -> Any:
+    """The extension of the installed package, where this is the source tree, which has none.
+
+    ``pip install .`` and then ``python -m fastrl.dqn`` in the same directory is the first thing that people do, and
+    Python looks into the directory first. Whether the extension is of these sources is checked afterwards.
+    """
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    is_tree = (PACKAGE_DIR.parent / "CMakeLists.txt").is_file() and (PACKAGE_DIR.parent / "csrc").is_dir()
+    if not is_tree or any((PACKAGE_DIR / f"_core{suffix}").is_file() for suffix in suffixes):
+        return None
+    name = "fastrl._core"
+    for directory in sys.path:
+        for suffix in suffixes:
+            path = Path(directory) / "fastrl" / f"_core{suffix}"
+            if not path.is_file():
+                continue
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[name] = module
+            return module
+    return None
 
 
 def source_hash(sources: Path) -> str:
