@@ -41,7 +41,7 @@ class Contest:
         def timed_ours() -> None:
             timed("fastrl", ours)
 
-        self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=1)
+        self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=int(rounds > 1))
         for name in list(self.seconds):  # the warm-up is not counted
             self.seconds[name] = self.seconds[name][-rounds:]
         self._benchmark.extra_info.update(
