@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import fastrl
+
+
+def pytest_configure() -> None:
+    """Tests of Ctrl-C send SIGINT, which a shell has ignored in what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
