@@ -303,6 +303,50 @@ def test_a_transition_of_frames_takes_at_most_7200_bytes() -> None:
     assert native.core.ring_bytes(shape) / 1_000_000 <= 7200
 
 
+def test_a_writer_that_is_closed_while_it_converts_refuses() -> None:
+    made = small_replay(lanes=1)
+    writer = made.writer(0)
+    like = np.zeros(made.obs_shape, made.obs_dtype)
+
+    class Closing:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            writer.close()
+            return like
+
+    writer.start(like)
+    with pytest.raises(RuntimeError, match="append: the writer is closed"):
+        writer.append(0, 0.0, Closing(), terminated=False, truncated=False)
+    writer = made.writer(0)
+    with pytest.raises(RuntimeError, match="start: the writer is closed"):
+        writer.start(Closing())
+    assert made.boundary() == [1]
+
+
+def test_ctrl_c_ends_a_long_sample_and_the_batch_is_the_next_one() -> None:
+    made, same = (fastrl.Replay(100_000, 1, (1,), "float32", stack=1) for _ in range(2))
+    like = np.zeros(1, np.float32)
+    for one in (made, same):
+        with one.writer(0) as writer:
+            writer.start(like)
+            for step in range(90_000):
+                writer.append(step, 0.0, like, terminated=False, truncated=False)
+
+    def interrupted(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        began = time.monotonic()
+        with pytest.raises(InterruptedError):
+            made.sample(100_000, n_step=80_000)
+        assert time.monotonic() - began < 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert np.array_equal(made.sample(64).index, same.sample(64).index)
+
+
 # ---- joined to a pool
 
 
