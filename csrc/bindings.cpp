@@ -1229,16 +1229,17 @@ void register_replay(py::module_& m) {
       .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
 
   py::class_<RingSink, FrameSink, std::shared_ptr<RingSink>>(m, "RingSink")
-      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes,
+      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes, int padding,
                        bool continue_episodes) {
              if (ring->shape().obs_bytes != kObsBytes || ring->shape().action_bytes != sizeof(std::int64_t)) {
                throw std::invalid_argument("sink: a pool writes 84x84 bytes and discrete actions, the replay is for " +
                                            std::to_string(ring->shape().obs_bytes) + " and " +
                                            std::to_string(ring->shape().action_bytes) + " bytes");
              }
-             return std::make_shared<RingSink>(ring, first_lane, lanes, continue_episodes);
+             return std::make_shared<RingSink>(ring, first_lane, lanes, static_cast<Padding>(padding),
+                                               continue_episodes);
            }),
-           "ring"_a, "first_lane"_a, "lanes"_a, "continue_episodes"_a)
+           "ring"_a, "first_lane"_a, "lanes"_a, "padding"_a, "continue_episodes"_a)
       .def("bytes_stored", [](const RingSink& self) {
         std::uint64_t sum = 0;
         for (int env = 0; env < self.num_envs(); ++env) sum += self.writer(env).bytes_stored();
