@@ -1,6 +1,7 @@
 // bindings.cpp: the only file that knows pybind11. Converts, checks what only Python could get wrong, releases the
 // interpreter's lock around every wait, and registers; the work is elsewhere.
 
+#include <cxxabi.h>
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -27,6 +28,33 @@ using namespace py::literals;
 
 namespace fastrl {
 namespace {
+
+// Takes the interpreter's lock (by `take`), unless Python is ending: then it never comes back. Python ends a thread
+// that asks for the lock too late by pthread_exit, which unwinds its stack; that must not reach a destructor or a
+// function that throws nothing, where it would end the whole process by SIGABRT. What the thread holds stays untouched.
+template <typename Take>
+void take_or_rest(const Take& take) {
+  try {
+    take();
+  } catch (abi::__forced_unwind&) {
+    while (true) pause();  // until the process is gone
+  }
+}
+
+// Without the interpreter's lock while it lives. As py::gil_scoped_release, but safe in a daemon thread at Python's
+// end.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+  ~Unlocked() {
+    take_or_rest([this] { PyEval_RestoreThread(state_); });
+  }
+
+ private:
+  PyThreadState* state_;
+};
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
@@ -97,7 +125,7 @@ void register_engine(py::module_& m) {
       .def(
           "act_many",
           [](Emulator& self, const std::vector<int>& actions) {
-            const py::gil_scoped_release released;
+            const Unlocked released;
             std::int64_t reward = 0;
             for (const int action : actions) {
               reward += self.act(action);
@@ -109,7 +137,7 @@ void register_engine(py::module_& m) {
       .def(
           "replay",
           [](Emulator& self, const std::string& calls) {
-            const py::gil_scoped_release released;
+            const Unlocked released;
             for (const char call : calls) {
               const auto code = static_cast<std::uint8_t>(call);
               if (code == SavableEmulator::kResetCall) {
@@ -259,7 +287,7 @@ class PoolHandle {
       static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
       return;
     }
-    const py::gil_scoped_release released;
+    const Unlocked released;
     pool_.reset();
   }
 
@@ -309,7 +337,8 @@ class SoleUse {
 };
 
 void let_signals_through() {
-  const py::gil_scoped_acquire acquired;
+  std::optional<py::gil_scoped_acquire> acquired;
+  take_or_rest([&] { acquired.emplace(); });
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
@@ -433,7 +462,7 @@ py::dict time_stages(std::shared_ptr<Engine> engine, const py::dict& rules, std:
   std::chrono::nanoseconds whole{};
   std::int64_t frames = 0;
   {
-    const py::gil_scoped_release released;
+    const Unlocked released;
     std::vector<std::unique_ptr<AtariEnv>> envs;
     for (int i = 0; i < num_envs; ++i) {
       const std::uint32_t own_seed = seed + static_cast<std::uint32_t>(i);
@@ -504,7 +533,7 @@ void register_pool(py::module_& m) {
                                        write_stacks, spin_us, fail_env,   fail_step};
              std::unique_ptr<EnvPool> pool;
              {
-               const py::gil_scoped_release released;
+               const Unlocked released;
                pool = std::make_unique<EnvPool>(std::move(engine), converted, options, std::move(sink));
              }
              return std::make_unique<PoolHandle>(std::move(pool));
@@ -543,7 +572,7 @@ void register_pool(py::module_& m) {
             EnvPool& pool = handle.get(operation.c_str());
             const SoleUse use(handle, operation.c_str());
             {
-              const py::gil_scoped_release released;
+              const Unlocked released;
               pool.wait_for_batch(timeout_s, let_signals_through, operation.c_str());
             }
             // What interrupts here leaves the batch to the next recv; later it would be lost. (With the interpreter's
@@ -559,7 +588,7 @@ void register_pool(py::module_& m) {
             EnvPool& pool = handle.get("reset");
             const SoleUse use(handle, "reset");
             {
-              const py::gil_scoped_release released;
+              const Unlocked released;
               pool.discard_in_flight(let_signals_through, resets_only);
             }
             handle.out = py::none();
@@ -588,7 +617,7 @@ void register_pool(py::module_& m) {
           [](PoolHandle& handle, int env, const std::string& state) {
             EnvPool& pool = handle.get("load_state");
             const SoleUse use(handle, "load_state");
-            const py::gil_scoped_release released;
+            const Unlocked released;
             pool.load_env(env, state);
           },
           "env"_a, "state"_a)
@@ -617,7 +646,7 @@ void register_pool(py::module_& m) {
         if (!handle.made_here()) return;  // nothing of it is in this process to close
         EnvPool& pool = handle.get("close");
         {
-          const py::gil_scoped_release released;
+          const Unlocked released;
           pool.close();
           // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to
           // end, it must not be found inside. (Not waited for: this very thread, in a signal handler.)
@@ -668,24 +697,22 @@ class BoundWriter {
   }
 
   void start(const py::object& obs) {
-    LaneWriter& writer = open("start");
+    open("start");
     const py::array given = checked("start", "obs", obs, obs_like_);
+    LaneWriter& writer = open("start");  // converting runs any Python, which may have closed it
     writer.begin();
     writer.put(given.data());
     writer.commit(true, nullptr, 0, false, false);
   }
 
   void append(const py::object& action, double reward, const py::object& next_obs, bool terminated, bool truncated) {
-    LaneWriter& writer = open("append");
-    if (!writer.episode_is_open()) {
-      throw std::logic_error("append: no episode is open in lane " + std::to_string(lane_) +
-                             "; call start(obs) with its first observation");
-    }
+    open_episode();
     const py::array obs = checked("append", "next_obs", next_obs, obs_like_);
     const py::array act = checked("append", "action", action, action_like_);
     if (!std::isfinite(reward)) {
       throw std::invalid_argument("append: reward " + std::to_string(reward) + " is not a finite number");
     }
+    LaneWriter& writer = open_episode();  // converting runs any Python, which may have closed it
     writer.begin();
     writer.put(obs.data());
     writer.commit(false, act.data(), static_cast<float>(reward), terminated, truncated);
@@ -706,6 +733,15 @@ class BoundWriter {
                              "from; attach to the replay and make one here");
     }
     return *writer_;
+  }
+
+  LaneWriter& open_episode() {
+    LaneWriter& writer = open("append");
+    if (!writer.episode_is_open()) {
+      throw std::logic_error("append: no episode is open in lane " + std::to_string(lane_) +
+                             "; call start(obs) with its first observation");
+    }
+    return writer;
   }
 
   // The array itself where it is right; numbers and lists are converted if nothing is lost by it.
@@ -916,7 +952,7 @@ class PrefetchHandle {
       static_cast<void>(prefetcher_.release());  // joining a thread that a fork left behind would wait for ever
       return;
     }
-    const py::gil_scoped_release released;
+    const Unlocked released;
     prefetcher_.reset();
   }
 
@@ -956,7 +992,7 @@ class PrefetchHandle {
 
   void close() {
     if (!made_here()) return;  // nothing of it is in this process to close
-    const py::gil_scoped_release released;
+    const Unlocked released;
     prefetcher_->close();
     // Threads inside a call come out of it now, and need the interpreter for that: where Python is about to end, they
     // must not be found inside. (Not this very thread, in a signal handler: hence an end to it.)
@@ -983,7 +1019,7 @@ class PrefetchHandle {
 
    private:
     PrefetchHandle& handle_;
-    std::optional<py::gil_scoped_release> released_;
+    std::optional<Unlocked> released_;
   };
 
   static std::chrono::nanoseconds nanoseconds(double seconds) {  // below 0: no end
@@ -1078,7 +1114,7 @@ void register_replay(py::module_& m) {
   py::class_<Ring, std::shared_ptr<Ring>>(m, "Ring")
       .def(py::init([](const py::dict& shape) {
              const RingShape converted = shape_from(shape);
-             const py::gil_scoped_release released;
+             const Unlocked released;
              return Ring::create(converted);
            }),
            "shape"_a)
@@ -1118,7 +1154,7 @@ void register_replay(py::module_& m) {
             std::uint64_t* const out = slots.mutable_data();
             bool whole = false;
             {
-              const py::gil_scoped_release released;
+              const Unlocked released;
               whole = self.copy_slots(lane, first, end, out);
             }
             if (!whole) {
@@ -1137,7 +1173,7 @@ void register_replay(py::module_& m) {
                                           std::to_string((end - first) * self.shape().obs_bytes) + " bytes");
             }
             std::uint8_t* const to = out.mutable_data();
-            const py::gil_scoped_release released;
+            const Unlocked released;
             return self.copy_observations(lane, first, end, to);
           },
           "lane"_a, "first"_a, "end"_a, "out"_a.noconvert())
@@ -1172,7 +1208,7 @@ void register_replay(py::module_& m) {
             }
             auto* const to = static_cast<std::uint8_t*>(out.mutable_data());
             const TransitionReader reader(self, transition_rules(1, 1, padding));
-            const py::gil_scoped_release released;
+            const Unlocked released;
             for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) {
               std::uint64_t end = self.published(lane);
               if (end == 0) throw NothingToSample("stacks: lane " + std::to_string(lane) + " has no observation yet");
@@ -1193,16 +1229,17 @@ void register_replay(py::module_& m) {
       .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
 
   py::class_<RingSink, FrameSink, std::shared_ptr<RingSink>>(m, "RingSink")
-      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes,
+      .def(py::init([](const std::shared_ptr<Ring>& ring, std::uint64_t first_lane, std::uint64_t lanes, int padding,
                        bool continue_episodes) {
              if (ring->shape().obs_bytes != kObsBytes || ring->shape().action_bytes != sizeof(std::int64_t)) {
                throw std::invalid_argument("sink: a pool writes 84x84 bytes and discrete actions, the replay is for " +
                                            std::to_string(ring->shape().obs_bytes) + " and " +
                                            std::to_string(ring->shape().action_bytes) + " bytes");
              }
-             return std::make_shared<RingSink>(ring, first_lane, lanes, continue_episodes);
+             return std::make_shared<RingSink>(ring, first_lane, lanes, static_cast<Padding>(padding),
+                                               continue_episodes);
            }),
-           "ring"_a, "first_lane"_a, "lanes"_a, "continue_episodes"_a)
+           "ring"_a, "first_lane"_a, "lanes"_a, "padding"_a, "continue_episodes"_a)
       .def("bytes_stored", [](const RingSink& self) {
         std::uint64_t sum = 0;
         for (int env = 0; env < self.num_envs(); ++env) sum += self.writer(env).bytes_stored();
@@ -1258,22 +1295,35 @@ void register_replay(py::module_& m) {
             }
             const Ends until = checked_ends(self, ends);
             const BatchOut out = loan.memory().out();
-            const py::gil_scoped_release released;
-            self.sample(rules, until, beta, out);
+            auto asked = std::chrono::steady_clock::now();
+            const auto given_up = [&asked] {  // never by itself, but a signal's handler may throw
+              const auto now = std::chrono::steady_clock::now();
+              if (now - asked < std::chrono::milliseconds(50)) return false;
+              let_signals_through();
+              asked = std::chrono::steady_clock::now();
+              return false;
+            };
+            const Unlocked released;
+            self.sample(rules, until, beta, out, given_up);
           },
           "loan"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
       .def(
           "update",
           [](Sampler& self, const Longs& indices, const Doubles& priorities) {
             check_priorities(self.ring().shape(), indices, priorities);
-            const py::gil_scoped_release released;
+            const Unlocked released;
             return self.update(indices.data(), priorities.data(), static_cast<std::uint64_t>(priorities.size()));
           },
           "indices"_a, "priorities"_a)
       .def_property("batches", &Sampler::batches, &Sampler::set_batches)
       .def("state",
            [](const Sampler& self) -> py::object {
-             const std::optional<Sampler::State> found = self.state();
+             std::optional<Sampler::State> found;
+             {
+               const Unlocked
+                   released;  // who samples holds the sampler, and asks for signals with the interpreter's lock
+               found = self.state();
+             }
              if (!found) return py::none();
              const Priorities::State& state = found->priorities;
              return py::make_tuple(
@@ -1285,9 +1335,10 @@ void register_replay(py::module_& m) {
           [](Sampler& self, std::uint64_t n_step, double gamma, int padding, std::uint64_t largest,
              const std::vector<std::uint64_t>& first, const std::vector<std::uint64_t>& entered,
              const std::vector<std::uint64_t>& ends, const py::array_t<std::uint64_t, py::array::c_style>& weights) {
-            const std::size_t size = static_cast<std::size_t>(weights.size());
-            self.restore(transition_rules(n_step, gamma, padding),
-                         {largest, first, entered, ends, {weights.data(), weights.data() + size}});
+            const Priorities::State state{
+                largest, first, entered, ends, {weights.data(), weights.data() + weights.size()}};
+            const Unlocked released;  // as for `state`
+            self.restore(transition_rules(n_step, gamma, padding), state);
           },
           "n_step"_a, "gamma"_a, "padding"_a, "largest"_a, "first"_a, "entered"_a, "ends"_a, "weights"_a)
       .def_property_readonly("race_rejects", &Sampler::race_rejects)
@@ -1409,7 +1460,7 @@ class MujocoHandle {
       static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
       return;
     }
-    const py::gil_scoped_release released;
+    const Unlocked released;
     pool_.reset();
   }
 
@@ -1422,7 +1473,7 @@ class MujocoHandle {
     }
     const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> leave(
         &in_use_, [](std::atomic<bool>* flag) { *flag = false; });
-    const py::gil_scoped_release released;
+    const Unlocked released;
     return work(*pool_);
   }
 
@@ -1434,7 +1485,7 @@ class MujocoHandle {
 
   void close() {
     if (getpid() != owner_) return;  // nothing of it is in this process to close
-    const py::gil_scoped_release released;
+    const Unlocked released;
     pool_->close();
   }
 
@@ -1495,7 +1546,7 @@ void repeat_calls(const mujoco::Library& library, std::uintptr_t model, const st
                      numbers("qpos", qpos, converted.nq),
                      numbers("qvel", qvel, converted.nv)});
   }
-  const py::gil_scoped_release released;
+  const Unlocked released;
   library.repeat(address_of(model), converted, memories, calls, frame_skip);
 }
 

@@ -24,6 +24,18 @@ def make(**more):
 zeros = np.zeros(4, dtype=np.int64)
 def slow():  # workers are busy for seconds
     return make(frame_skip=1000, max_frames=0)
+def filled():  # a replay with steps to draw, and its writer
+    replay = fastrl.Replay(2000, 1)
+    writer = replay.writer(0)
+    frame = np.zeros((84, 84), np.uint8)
+    writer.start(frame)
+    for _ in range(500): writer.append(0, 0.0, frame, False, False)
+    return replay, writer
+def go_on(call):  # threads that do nothing else, until Python ends
+    def work():
+        while True: call()
+    for _ in range(2): threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.15)
 def after(seconds, action):
     threading.Timer(seconds, action).start()
 def handle(number, error):
@@ -73,6 +85,35 @@ WAYS: dict[str, tuple[str, int, str]] = {
     "a daemon thread waits": (
         "pool = slow()\ndef wait():\n    try:\n        while True: pool.step(zeros)\n    except RuntimeError: pass\n"
         "threading.Thread(target=wait, daemon=True).start(); time.sleep(0.05)",
+        0,
+        "",
+    ),
+    "a daemon thread samples": ("replay, writer = filled(); go_on(lambda: replay.sample(512))", 0, ""),
+    "a daemon thread looks at stacks": ("replay, writer = filled(); go_on(replay.stacks)", 0, ""),
+    "a daemon thread observes": (
+        "replay, writer = filled(); seen = fastrl.Replay.observe(replay.handle())\n"
+        "go_on(lambda: (seen.stacks(), seen.newest(0, 400)))",
+        0,
+        "",
+    ),
+    "a daemon thread draws for a mirror": (
+        "replay, writer = filled(); mirror = replay.mirror('cpu'); mirror.upload()\ngo_on(lambda: mirror.draw(64))",
+        0,
+        "",
+    ),
+    "a daemon thread copies for a mirror": (
+        "replay, writer = filled(); frames = np.empty(400 * 84 * 84, np.uint8)\n"
+        "go_on(lambda: replay._ring.copy_observations(0, 0, 400, frames))",
+        0,
+        "",
+    ),
+    "a daemon thread gives priorities": (
+        "by_priority = fastrl.Replay(2000, 1, alpha=0.6)\n"
+        "with by_priority.writer(0) as other:\n"
+        "    other.start(np.zeros((84, 84), np.uint8))\n"
+        "    for _ in range(500): other.append(0, 0.0, np.zeros((84, 84), np.uint8), False, False)\n"
+        "index = by_priority.sample(512).index; ones = np.ones(512)\n"
+        "go_on(lambda: by_priority.update_priorities(index, ones))",
         0,
         "",
     ),

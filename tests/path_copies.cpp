@@ -117,7 +117,7 @@ void run(const char* engine, const char* rom, bool one_more) {
   constexpr std::uint64_t kRows = 64;
   const RingShape shape{kEnvs, 512, 4, kFrame, 8};
   const std::shared_ptr<const Ring> ring = Ring::create(shape);
-  const auto ring_sink = std::make_shared<RingSink>(ring);
+  const auto ring_sink = std::make_shared<RingSink>(ring, 0, kEnvs, Padding::kZeros, false);
   std::shared_ptr<FrameSink> sink = ring_sink;
   if (one_more) sink = std::make_shared<CopyingSink>(sink);
   EnvPool pool(Engine::open(engine), fake_rules(rom), {kEnvs, 2, kEnvs, Autoreset::kNextStep, false, 0, -1, -1}, sink);

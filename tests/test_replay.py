@@ -8,6 +8,7 @@ import pickle
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,50 @@ def test_a_transition_of_frames_takes_at_most_7200_bytes() -> None:
     assert native.core.ring_bytes(shape) / 1_000_000 <= 7200
 
 
+def test_a_writer_that_is_closed_while_it_converts_refuses() -> None:
+    made = small_replay(lanes=1)
+    writer = made.writer(0)
+    like = np.zeros(made.obs_shape, made.obs_dtype)
+
+    class Closing:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            writer.close()
+            return like
+
+    writer.start(like)
+    with pytest.raises(RuntimeError, match="append: the writer is closed"):
+        writer.append(0, 0.0, Closing(), terminated=False, truncated=False)
+    writer = made.writer(0)
+    with pytest.raises(RuntimeError, match="start: the writer is closed"):
+        writer.start(Closing())
+    assert made.boundary() == [1]
+
+
+def test_ctrl_c_ends_a_long_sample_and_the_batch_is_the_next_one() -> None:
+    made, same = (fastrl.Replay(100_000, 1, (1,), "float32", stack=1) for _ in range(2))
+    like = np.zeros(1, np.float32)
+    for one in (made, same):
+        with one.writer(0) as writer:
+            writer.start(like)
+            for step in range(90_000):
+                writer.append(step, 0.0, like, terminated=False, truncated=False)
+
+    def interrupted(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        began = time.monotonic()
+        with pytest.raises(InterruptedError):
+            made.sample(100_000, n_step=80_000)
+        assert time.monotonic() - began < 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert np.array_equal(made.sample(64).index, same.sample(64).index)
+
+
 # ---- joined to a pool
 
 
@@ -360,6 +405,114 @@ def test_a_pool_of_another_size_is_refused() -> None:
 def test_a_replay_of_other_observations_is_no_sink() -> None:
     with pytest.raises(ValueError, match="a pool writes 84x84 bytes and discrete actions"):
         small_replay().sink()
+
+
+def test_one_pool_at_a_time_writes_into_a_sink() -> None:
+    made = fastrl.Replay(2000, 1)
+    sink = made.sink()
+    first = fastrl.AtariPool("pong", 1, sink=sink)
+    first.reset(seed=0)
+    for _ in range(5):
+        first.step([0])
+    with pytest.raises(RuntimeError, match="sink: another pool writes into it"):
+        fastrl.AtariPool("breakout", 1, sink=sink)
+    first.step([0])  # the claim is still its own
+    first.close()
+
+    second = fastrl.AtariPool("breakout", 1, sink=sink)
+    shown, _ = second.reset(seed=0)
+    assert np.array_equal(made.stacks(), shown)
+    steps = fastrl.Replay.observe(made.handle()).newest(0, 8)
+    assert steps.episode.tolist() == [0] * 7 + [1]
+    assert steps.first.tolist() == [True] + [False] * 6 + [True]
+    assert set(made.sample(200).index[:, 1].tolist()) == set(range(6))
+    second.close()
+
+
+def test_a_pool_that_could_not_be_made_leaves_its_sink_free() -> None:
+    made = fastrl.Replay(2000, 1)
+    sink = made.sink()
+    with pytest.raises(ValueError, match="mode"):
+        fastrl.AtariPool("pong", 1, sink=sink, mode=99)
+    fastrl.AtariPool("pong", 1, sink=sink).close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_sink_is_of_the_process_that_made_it() -> None:
+    made = fastrl.Replay(2000, 1)
+    sink = made.sink()
+    pool = fastrl.AtariPool("pong", 1, sink=sink)
+    pool.reset(seed=0)
+    for _ in range(10):
+        pool.step([0])
+    for closed in (False, True):
+        child = os.fork()
+        if child == 0:
+            try:
+                fastrl.AtariPool("breakout", 1, sink=sink).reset(seed=0)
+            except RuntimeError as error:
+                os._exit(0 if "sink: it was made by the process that this one was forked from" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        if not closed:
+            pool.step([0])
+            pool.close()
+    assert made.boundary() == [12]
+
+
+def test_a_pool_of_other_stacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="sink: the pool stacks 4 frames, the replay 3; make both"):
+        fastrl.AtariPool("pong", 1, sink=fastrl.Replay(2000, 1, stack=3).sink())
+    with pytest.raises(ValueError, match="pads stacks with 'first_frame', the replay with 'zeros'; make the replay"):
+        fastrl.AtariPool("pong", 1, "cleanrl", sink=fastrl.Replay(2000, 1).sink())
+
+
+def test_a_replay_of_other_types_is_no_sink() -> None:
+    for changes in (
+        {"obs_dtype": "int8"},
+        {"obs_shape": (42, 168)},
+        {"action": spaces.Box(-1, 1, (2,), np.float32)},
+        {"action": spaces.Box(-1, 1, (), np.float64)},
+    ):
+        with pytest.raises(ValueError, match="sink: a pool writes 84x84 bytes and discrete actions"):
+            fastrl.Replay(2000, 1, **changes).sink()
+
+
+def test_states_are_loaded_only_where_the_lane_goes_on(tmp_path: Path) -> None:
+    made = fastrl.Replay(2000, 2)
+    pool = fastrl.AtariPool("pong", 2, sink=made.sink())
+    pool.reset(seed=0)
+    for _ in range(30):
+        pool.step([2, 3])
+    states = pool.save_state()
+    with pytest.raises(RuntimeError, match="load_state: the sink would take what env 0 does next"):
+        pool.load_state(states)
+    made.save(tmp_path)
+    expected = [pool.step([3, 2])[0].copy() for _ in range(3)]
+    stored = made.digest()
+    pool.close()
+
+    loaded = fastrl.Replay(2000, 2)
+    loaded.load(tmp_path)
+    sink = loaded.sink(continue_episodes=True)
+    went_on = fastrl.AtariPool("pong", 2, sink=sink)
+    went_on.load_state(states)
+    for obs in expected:
+        assert np.array_equal(went_on.step([3, 2])[0], obs)
+        assert np.array_equal(loaded.stacks(), obs)
+    assert loaded.digest() == stored
+    with pytest.raises(RuntimeError, match="load_state: the sink would take"):  # the lane has gone on since
+        went_on.load_state(states)
+    went_on.close()
+
+    again = fastrl.AtariPool("pong", 2, sink=sink)
+    with pytest.raises(RuntimeError, match="load_state: the sink would take"):
+        again.load_state(states)
+    again.close()
+    fresh = fastrl.AtariPool("pong", 2, sink=fastrl.Replay(2000, 2).sink(continue_episodes=True))
+    with pytest.raises(RuntimeError, match="load_state: the sink would take"):  # nothing to go on with
+        fresh.load_state(states)
+    fresh.close()
 
 
 # ---- other processes

@@ -77,11 +77,10 @@ struct EnvPool::BatchBank : std::enable_shared_from_this<EnvPool::BatchBank> {
 
 EnvPool::EnvPool(std::shared_ptr<const Engine> engine, const AtariRules& rules, const PoolOptions& options,
                  std::shared_ptr<FrameSink> sink)
-    : rules_(rules), options_(options), sink_(std::move(sink)), bank_(std::make_shared<BatchBank>()) {
-  if (sink_ && sink_->num_envs() != options_.num_envs) {
-    throw std::invalid_argument("sink: it is for " + std::to_string(sink_->num_envs()) + " envs, the pool has " +
-                                std::to_string(options_.num_envs) + "; make both for the same number");
-  }
+    : rules_(rules),
+      options_(options),
+      sink_(std::move(sink), options.num_envs, {rules.stack, rules.pad_with_first_frame}),
+      bank_(std::make_shared<BatchBank>()) {
   slots_.resize(static_cast<std::size_t>(options_.num_envs));
   ready_.reserve(slots_.size());
   for (Slot& slot : slots_) slot.env = std::make_unique<AtariEnv>(engine, rules_);
@@ -110,6 +109,11 @@ void EnvPool::close() noexcept {
   for (std::thread& thread : threads_) {
     if (thread.joinable()) thread.join();
   }
+  {
+    std::unique_lock state(mutex_);  // a caller on another thread may be in the middle of an env's step
+    result_there_.wait(state, [this] { return !caller_plays_; });
+  }
+  sink_.release();
 }
 
 int EnvPool::in_flight() const {
@@ -316,7 +320,10 @@ void EnvPool::help(const std::function<void()>& on_wait, std::unique_lock<std::m
   auto asked = std::chrono::steady_clock::now();
   try {
     while (!queue_.empty() && !stop_) {
+      caller_plays_ = true;
       play_next(lock);
+      caller_plays_ = false;
+      if (closed_) result_there_.notify_all();  // close() waits for this
       const auto now = std::chrono::steady_clock::now();
       if (now - asked < kWaitSlice) continue;
       asked = now;
@@ -505,6 +512,15 @@ AtariEnv& EnvPool::idle_env(int env, const char* operation) {
 
 std::string EnvPool::save_env(int env) { return idle_env(env, "save_state").save(); }
 
-void EnvPool::load_env(int env, std::string_view bytes) { idle_env(env, "load_state").load(bytes); }
+void EnvPool::load_env(int env, std::string_view bytes) {
+  AtariEnv& loaded = idle_env(env, "load_state");
+  if (sink_ && !sink_->continues(env)) {
+    throw std::logic_error("load_state: the sink would take what env " + std::to_string(env) +
+                           " does next for the episode that was written into it; load states into a pool without a "
+                           "sink, or load the replay that was saved with them and give a new pool its "
+                           "sink(continue_episodes=True)");
+  }
+  loaded.load(bytes);
+}
 
 }  // namespace fastrl

@@ -5,6 +5,7 @@
 //   2. A failure in a worker is a result: whoever waits is woken at once and gets EnvFailure with env, game and step.
 //   3. close() ends every thread; it waits for at most the steps under way. So does the destructor.
 //   4. Worker threads never touch Python.
+//   5. The sink is this pool's alone until close(), and nobody calls it afterwards.
 // Not guaranteed: with batch_size < num_envs, which envs a batch holds depends on who finished first.
 // send, recv and the other calls are for one thread at a time (the binding sees to it); close may come from another.
 #pragma once
@@ -110,7 +111,7 @@ class EnvPool {
 
   // These need every env idle (nothing in flight) and say so otherwise.
   std::string save_env(int env);
-  void load_env(int env, std::string_view bytes);
+  void load_env(int env, std::string_view bytes);  // also needs a sink that what follows can be written into
   AtariEnv& idle_env(int env, const char* operation);
 
   const PoolOptions& options() const { return options_; }
@@ -145,7 +146,7 @@ class EnvPool {
 
   AtariRules rules_;
   PoolOptions options_;
-  std::shared_ptr<FrameSink> sink_;
+  ClaimedSink sink_;
 
   mutable std::mutex mutex_;
   std::condition_variable work_there_;
@@ -160,6 +161,7 @@ class EnvPool {
   int unfinished_ = 0;                   // sent, not yet done by a worker
   int playing_ = 0;                      // workers that are playing
   int kept_for_caller_ = 0;              // 1: the caller is, or will be, one of the players
+  bool caller_plays_ = false;            // at this moment
   std::atomic<bool> work_seen_ = false;  // hints for who watches without the lock: worth to take it and look
   std::atomic<bool> result_seen_ = false;
   bool closed_ = false;

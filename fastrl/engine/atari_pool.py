@@ -115,7 +115,8 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         cpu_path: of the pixel functions, for tests; None: the fastest this processor has. All give the same bytes.
         cached_resets: False emulates every reset; None jumps to saved starts in the games where that was proved
             exact (the result is the same).
-        sink: a FrameSink, to which the emulating threads also hand every frame (the replay ring).
+        sink: a FrameSink, to which the emulating threads also hand every frame (the replay ring). It is this pool's
+            alone until that is closed.
         stacks: False writes frames to the sink only, and observations are None.
 
     Example:
@@ -402,8 +403,12 @@ class AtariPool(VectorEnv[Any, Any, Any]):
     def load_state(self, states: Sequence[bytes], env_ids: Any = None) -> None:
         """Continue from states that :meth:`save_state` gave. :meth:`observations` then returns their observations.
 
+        With a replay's sink this is for going on with both: the replay loaded too, and its sink made with
+        ``continue_episodes=True``, into which nothing was written yet.
+
         Raises:
             ValueError: a state is damaged, or was saved under other rules. The envs before it are loaded, it is not.
+            RuntimeError: what follows would be written into an episode that it does not belong to.
         """
         self._require_idle("load_state")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)

@@ -44,6 +44,7 @@ LEAST_SPARE_STEPS = 64
 _LEFT_FREE_BYTES = 4_000_000_000
 _MOST_LANES = 65_536
 _DIGEST_SLOTS = 4096  # that are copied at a time
+_FRAME_SHAPE = (84, 84)  # that a pool writes
 _PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
 
 _log = logging.getLogger(__name__)
@@ -292,13 +293,22 @@ class Replay:
             first_lane: pools of several processes share a replay, each with lanes of its own.
             lanes: how many; None: all from the first on. The sink holds them as long as it lives.
 
+        One pool at a time writes into it, until it is closed, with the stack and padding of this replay.
+
         Raises:
             LaneBusy: one of them has a writer.
         """
         self._require_here("sink")
+        frames = (self.obs_shape, self.obs_dtype) == (_FRAME_SHAPE, np.dtype(np.uint8))
+        if not frames or (self.action_shape, self.action_dtype) != ((), np.dtype(np.int64)):
+            raise ValueError(
+                f"sink: a pool writes 84x84 bytes and discrete actions (int64), the replay is for observations of "
+                f"{self.obs_dtype} {self.obs_shape} and actions of {self.action_dtype} {self.action_shape}; make one "
+                f"with obs_shape=(84, 84) and obs_dtype='uint8'"
+            )
         first = whole_number("sink: first_lane", first_lane, 0, self.lanes - 1)
         count = self.lanes - first if lanes is None else whole_number("sink: lanes", lanes, 1, self.lanes - first)
-        return native.core.RingSink(self._ring, first, count, bool(continue_episodes))
+        return native.core.RingSink(self._ring, first, count, _PADDINGS[self.padding], bool(continue_episodes))
 
     # ---- reading
 
