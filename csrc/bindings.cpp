@@ -657,6 +657,35 @@ std::string shape_text(const py::array& array) {
   return py::str(array.dtype()).cast<std::string>() + " of shape " + py::str(array.attr("shape")).cast<std::string>();
 }
 
+// What was saved goes back into a ring that nobody has written to: all of its lanes are held, or none is touched.
+class RingRestorer {
+ public:
+  explicit RingRestorer(const std::shared_ptr<Ring>& ring) : ring_(ring) {
+    for (std::uint64_t lane = 0; lane < ring->shape().lanes; ++lane) {
+      writers_.push_back(std::make_unique<LaneWriter>(ring, lane));
+      if (writers_.back()->next_step() != 0) {
+        throw std::logic_error("load: lane " + std::to_string(lane) + " has been written to; load into a new replay");
+      }
+    }
+  }
+
+  // The slots of steps from `first` on, which follow those that the lane has. False if they are not those.
+  bool put(std::uint64_t lane, std::uint64_t first, const py::array_t<std::uint64_t, py::array::c_style>& slots) {
+    if (lane >= writers_.size()) throw py::index_error("load: lane " + std::to_string(lane) + " is not held");
+    if (slots.ndim() != 2 || static_cast<std::uint64_t>(slots.shape(1)) != ring_->slot_words()) return false;
+    const std::uint64_t* const from = slots.data();
+    const auto count = static_cast<std::uint64_t>(slots.shape(0));
+    const py::gil_scoped_release released;
+    return writers_[lane]->restore(first, count, from);
+  }
+
+  void close() { writers_.clear(); }
+
+ private:
+  std::shared_ptr<Ring> ring_;
+  std::vector<std::unique_ptr<LaneWriter>> writers_;
+};
+
 // A lane as Python writes it: looks at what it is given before anything is announced.
 class BoundWriter {
  public:
@@ -1142,24 +1171,6 @@ void register_replay(py::module_& m) {
           },
           "lane"_a, "first"_a, "end"_a, "out"_a.noconvert())
       .def("look", look_at, "lane"_a, "first"_a, "end"_a, "obs_like"_a, "action_like"_a)
-      .def_static(
-          "restore",
-          [](const std::shared_ptr<Ring>& ring, std::uint64_t lane, std::uint64_t first,
-             const std::vector<py::array_t<std::uint64_t, py::array::c_style>>& parts) {
-            require_lane(*ring, lane, "restore");
-            LaneWriter writer(ring, lane);
-            std::uint64_t step = first;
-            for (const auto& part : parts) {
-              const auto count = static_cast<std::uint64_t>(part.shape(0));
-              if (part.ndim() != 2 || static_cast<std::uint64_t>(part.shape(1)) != ring->slot_words() ||
-                  !writer.restore(step, count, part.data())) {
-                return false;
-              }
-              step += count;
-            }
-            return true;
-          },
-          "ring"_a, "lane"_a, "first"_a, "parts"_a)
       .def(
           "stacks",
           [](const Ring& self, py::array out, int padding) {
@@ -1180,6 +1191,12 @@ void register_replay(py::module_& m) {
             }
           },
           "out"_a, "padding"_a);
+
+  py::class_<RingRestorer>(m, "RingRestorer")
+      .def(py::init<const std::shared_ptr<Ring>&>(), "ring"_a)
+      .def("put", &RingRestorer::put, "lane"_a, "first"_a, "slots"_a.noconvert())
+      .def("__enter__", [](const py::object& self) { return self; })
+      .def("__exit__", [](RingRestorer& self, const py::args&) { self.close(); });
 
   py::class_<BoundWriter>(m, "LaneWriter")
       .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array, bool>(), "ring"_a, "lane"_a,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -586,6 +589,31 @@ def test_numbers_and_lists_are_taken_where_nothing_is_lost() -> None:
     batch = made.sample(1)
     assert batch.next_obs[0, -1].tolist() == [4, 5, 6]
     assert batch.action.tolist() == [3]
+
+
+@pytest.mark.parametrize("available", [70_000_000, 123_456_789])
+@pytest.mark.parametrize("lanes", [1, 3, 64])
+def test_as_many_transitions_fit_as_is_said(monkeypatch: pytest.MonkeyPatch, available: int, lanes: int) -> None:
+    monkeypatch.setattr(replay, "available_memory_bytes", lambda: available)
+    with pytest.raises(MemoryError, match=r"at most [0-9,]+ fit") as refused:
+        fastrl.Replay(10**9, lanes)
+    most = int(str(refused.value).split("at most ")[1].split(" ")[0].replace(",", ""))
+    assert fastrl.Replay(most, lanes).capacity == most
+    with pytest.raises(MemoryError):
+        fastrl.Replay(most + 1, lanes)
+
+
+def test_a_descriptor_that_is_a_pipe_by_now_is_refused_at_once(tmp_path: Any) -> None:
+    made = small_replay()
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    script = "import fastrl, pickle, sys; fastrl.Replay.observe(pickle.load(sys.stdin.buffer))"
+    handle = pickle.dumps(dataclasses.replace(made.handle(), descriptor=descriptor))
+    try:
+        result = subprocess.run([sys.executable, "-c", script], input=handle, capture_output=True, timeout=60)
+    finally:
+        os.close(descriptor)
+    assert b"ConnectionError" in result.stderr or b"RegionGone" in result.stderr, result.stderr
 
 
 def test_no_memory_is_left_behind() -> None:
