@@ -7,6 +7,7 @@ one-step samples are two views of the same five frames.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 import math
@@ -67,6 +68,7 @@ class ReplayHandle:
     padding: Literal["zeros", "first_frame"]
     seed: int
     alpha: float | None
+    discrete: tuple[int, int] | None = None  # the first action and how many there are, if it is such a space
     history: History = field(default_factory=History)  # see replay_store.py
 
 
@@ -76,7 +78,9 @@ class Writer:
     def __init__(self, replay: Replay, lane: int, continue_episode: bool) -> None:
         obs_like = np.empty(replay.obs_shape, replay.obs_dtype)
         action_like = np.empty(replay.action_shape, replay.action_dtype)
-        self._native = native.core.LaneWriter(replay._ring, lane, obs_like, action_like, continue_episode)
+        self._native = native.core.LaneWriter(
+            replay._ring, lane, obs_like, action_like, continue_episode, replay._discrete
+        )
         self.lane = lane
 
     def start(self, obs: Any) -> None:
@@ -84,7 +88,14 @@ class Writer:
         self._native.start(obs)
 
     def append(self, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
-        """What happened in one step, and the observation that it led to, the last one of an episode included."""
+        """What happened in one step, and the observation that it led to, the last one of an episode included.
+
+        Numbers, lists and other types are converted. Floats may be rounded by that; nothing else may change.
+
+        Raises:
+            TypeError: floats for whole numbers, or no numbers.
+            ValueError: a value does not fit, an action is outside its Discrete space or not finite, or a reward is not.
+        """
         self._native.append(action, reward, next_obs, terminated, truncated)
 
     @property
@@ -152,6 +163,7 @@ class Replay:
         self.obs_dtype = _checked_dtype("obs_dtype", obs_dtype)
         self.stack = whole_number("stack", stack, 1, 64)
         self.action_shape, self.action_dtype = _action_layout(action)
+        self._discrete = (int(action.start), int(action.n)) if isinstance(action, spaces.Discrete) else None
         self.seed = whole_number("seed", seed, 0, 2**64 - 1)
         if padding not in _PADDINGS:
             raise ValueError(f"padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
@@ -535,7 +547,7 @@ class Replay:
         priorities = manifest["priorities"]
         if priorities is not None:
             weights = np.frombuffer(zlib.decompress(base64.b64decode(priorities.pop("weights"))), np.uint64)
-        with native.core.RingRestorer(self._ring) as restorer:  # holds all lanes, or none
+        with contextlib.closing(native.core.RingRestorer(self._ring)) as restorer:  # holds all lanes, or none
             store.restore(lanes, restorer)
         self._history = history
         self._sampler.batches = manifest["batches"]
@@ -584,6 +596,7 @@ class Replay:
             padding=self.padding,
             seed=self.seed,
             alpha=self.alpha,
+            discrete=self._discrete,
             history=self._history,
         )
 
@@ -617,7 +630,7 @@ class Replay:
         self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
         self.seed, self.padding, self.alpha = handle.seed, handle.padding, handle.alpha
-        self._history = handle.history
+        self._history, self._discrete = handle.history, handle.discrete
         self._spare_steps = LEAST_SPARE_STEPS
         self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
         ring = native.core.Ring.attach(
