@@ -686,12 +686,47 @@ std::string shape_text(const py::array& array) {
   return py::str(array.dtype()).cast<std::string>() + " of shape " + py::str(array.attr("shape")).cast<std::string>();
 }
 
+// What was saved goes back into a ring that nobody has written to: all of its lanes are held, or none is touched.
+class RingRestorer {
+ public:
+  explicit RingRestorer(const std::shared_ptr<Ring>& ring) : ring_(ring) {
+    for (std::uint64_t lane = 0; lane < ring->shape().lanes; ++lane) {
+      writers_.push_back(std::make_unique<LaneWriter>(ring, lane));
+      if (writers_.back()->next_step() != 0) {
+        throw std::logic_error("load: lane " + std::to_string(lane) + " has been written to; load into a new replay");
+      }
+    }
+  }
+
+  // The slots of steps from `first` on, which follow those that the lane has. False if they are not those.
+  bool put(std::uint64_t lane, std::uint64_t first, const py::array_t<std::uint64_t, py::array::c_style>& slots) {
+    if (lane >= writers_.size()) throw py::index_error("load: lane " + std::to_string(lane) + " is not held");
+    if (slots.ndim() != 2 || static_cast<std::uint64_t>(slots.shape(1)) != ring_->slot_words()) return false;
+    const std::uint64_t* const from = slots.data();
+    const auto count = static_cast<std::uint64_t>(slots.shape(0));
+    const py::gil_scoped_release released;
+    return writers_[lane]->restore(first, count, from);
+  }
+
+  void close() { writers_.clear(); }
+
+ private:
+  std::shared_ptr<Ring> ring_;
+  std::vector<std::unique_ptr<LaneWriter>> writers_;
+};
+
 // A lane as Python writes it: looks at what it is given before anything is announced.
 class BoundWriter {
  public:
+  using Discrete = std::pair<std::int64_t, std::int64_t>;  // the first action and how many there are
+
   BoundWriter(const std::shared_ptr<Ring>& ring, std::uint64_t lane, py::array obs_like, py::array action_like,
-              bool continue_episode)
-      : lane_(lane), obs_like_(std::move(obs_like)), action_like_(std::move(action_like)) {
+              bool continue_episode, std::optional<Discrete> discrete)
+      : lane_(lane), obs_like_(std::move(obs_like)), action_like_(std::move(action_like)), discrete_(discrete) {
+    action_is_float_ = action_like_.dtype().kind() == 'f';
+    if (discrete_ && (action_like_.size() != 1 || !py::isinstance<py::array_t<std::int64_t>>(action_like_))) {
+      throw std::invalid_argument("writer: discrete actions are one int64 each");
+    }
     require_lane(*ring, lane, "writer");
     writer_ = std::make_unique<LaneWriter>(ring, lane, continue_episode);
   }
@@ -709,8 +744,10 @@ class BoundWriter {
     open_episode();
     const py::array obs = checked("append", "next_obs", next_obs, obs_like_);
     const py::array act = checked("append", "action", action, action_like_);
-    if (!std::isfinite(reward)) {
-      throw std::invalid_argument("append: reward " + std::to_string(reward) + " is not a finite number");
+    check_action(act);
+    if (!std::isfinite(static_cast<float>(reward))) {
+      throw std::invalid_argument("append: reward " + py::str(py::float_(reward)).cast<std::string>() +
+                                  " is not a finite number of at most 3.4e38, which a float32 holds; scale or clip it");
     }
     LaneWriter& writer = open_episode();  // converting runs any Python, which may have closed it
     writer.begin();
@@ -744,29 +781,80 @@ class BoundWriter {
     return writer;
   }
 
-  // The array itself where it is right; numbers and lists are converted if nothing is lost by it.
+  // The array itself where it is right; numbers, lists and other types are converted if no value is lost by it.
   static py::array checked(const char* operation, const char* name, const py::object& given, const py::array& like) {
     py::array array = py::isinstance<py::array>(given) ? py::reinterpret_borrow<py::array>(given) : py::array(given);
     const auto same_shape = [&] {
       return array.ndim() == like.ndim() && std::equal(array.shape(), array.shape() + array.ndim(), like.shape());
     };
     if (array.dtype().is(like.dtype()) && same_shape() && (array.flags() & py::array::c_style) != 0) return array;
-    const bool castable =
-        array.dtype().is(like.dtype()) ||
-        py::module_::import("numpy").attr("can_cast")(array.dtype(), like.dtype(), "same_kind").cast<bool>();
-    if (!same_shape() || !castable) {
+    const std::string_view numbers = like.dtype().kind() == 'f' ? "biuf" : "biu";
+    if (!same_shape() || numbers.find(array.dtype().kind()) == std::string_view::npos) {
       const std::string message =
           std::string(operation) + ": " + name + " is " + shape_text(array) + ", expected " + shape_text(like);
       if (same_shape()) throw py::type_error(message);
       throw std::invalid_argument(message);
     }
+    const py::module_ numpy = py::module_::import("numpy");
+    if (!numpy.attr("can_cast")(array.dtype(), like.dtype(), "safe").cast<bool>()) {
+      require_values_fit(numpy, operation, name, array, like);
+    }
     return array.attr("astype")(like.dtype(), "order"_a = "C");
+  }
+
+  // Numbers are rounded to a narrower type of floats, but none becomes infinite; whole numbers stay what they are.
+  static void require_values_fit(const py::module_& numpy, const char* operation, const char* name,
+                                 const py::array& array, const py::array& like) {
+    py::object least = py::int_(0);
+    py::object most = py::int_(1);  // of a bool
+    if (like.dtype().kind() != 'b') {
+      const py::object info = numpy.attr(like.dtype().kind() == 'f' ? "finfo" : "iinfo")(like.dtype());
+      const py::object number = py::module_::import("builtins").attr(like.dtype().kind() == 'f' ? "float" : "int");
+      least = number(info.attr("min"));
+      most = number(info.attr("max"));
+    }
+    // As Python's own numbers, which are of any size: no type of numpy holds both -1 and 2**64 - 1.
+    const py::object lowest = numpy.attr("nanmin")(array, "initial"_a = 0, "where"_a = numpy.attr("isfinite")(array));
+    const py::object highest = numpy.attr("nanmax")(array, "initial"_a = 0, "where"_a = numpy.attr("isfinite")(array));
+    for (const py::object& found : {lowest.attr("item")(), highest.attr("item")()}) {
+      if (found >= least && found <= most) continue;
+      throw std::invalid_argument(std::string(operation) + ": " + name + " has the value " +
+                                  py::str(found).cast<std::string>() + ", but the replay's " +
+                                  py::str(like.dtype()).cast<std::string>() + " holds " +
+                                  py::str(least).cast<std::string>() + " to " + py::str(most).cast<std::string>() +
+                                  "; scale it, or make the replay with a type that holds it");
+    }
+  }
+
+  // What is known of actions besides their type; the copy is right already.
+  void check_action(const py::array& action) const {
+    if (discrete_) {
+      const auto value = *static_cast<const std::int64_t*>(action.data());
+      if (value >= discrete_->first && value - discrete_->first < discrete_->second) return;
+      throw std::invalid_argument(
+          "append: action " + std::to_string(value) + " is outside [" + std::to_string(discrete_->first) + ", " +
+          std::to_string(discrete_->first + discrete_->second) + "), the Discrete space that the replay was made with");
+    }
+    if (!action_is_float_) return;
+    const auto all_finite = [&]<class T>(const T* values) {
+      return std::all_of(values, values + action.size(), [](T value) { return std::isfinite(value); });
+    };
+    const bool finite = action.itemsize() == sizeof(float) ? all_finite(static_cast<const float*>(action.data()))
+                        : action.itemsize() == sizeof(double)
+                            ? all_finite(static_cast<const double*>(action.data()))
+                            : py::module_::import("numpy").attr("isfinite")(action).attr("all")().cast<bool>();
+    if (!finite) {
+      throw std::invalid_argument("append: action " + py::str(action).cast<std::string>() +
+                                  " has a value that is not a finite number; did the policy diverge?");
+    }
   }
 
   std::unique_ptr<LaneWriter> writer_;
   std::uint64_t lane_;
   py::array obs_like_;     // shape and type of an observation,
   py::array action_like_;  // and of an action
+  std::optional<Discrete> discrete_;
+  bool action_is_float_;
 };
 
 // What the batches of one size look like to Python.
@@ -1178,24 +1266,6 @@ void register_replay(py::module_& m) {
           },
           "lane"_a, "first"_a, "end"_a, "out"_a.noconvert())
       .def("look", look_at, "lane"_a, "first"_a, "end"_a, "obs_like"_a, "action_like"_a)
-      .def_static(
-          "restore",
-          [](const std::shared_ptr<Ring>& ring, std::uint64_t lane, std::uint64_t first,
-             const std::vector<py::array_t<std::uint64_t, py::array::c_style>>& parts) {
-            require_lane(*ring, lane, "restore");
-            LaneWriter writer(ring, lane);
-            std::uint64_t step = first;
-            for (const auto& part : parts) {
-              const auto count = static_cast<std::uint64_t>(part.shape(0));
-              if (part.ndim() != 2 || static_cast<std::uint64_t>(part.shape(1)) != ring->slot_words() ||
-                  !writer.restore(step, count, part.data())) {
-                return false;
-              }
-              step += count;
-            }
-            return true;
-          },
-          "ring"_a, "lane"_a, "first"_a, "parts"_a)
       .def(
           "stacks",
           [](const Ring& self, py::array out, int padding) {
@@ -1217,9 +1287,15 @@ void register_replay(py::module_& m) {
           },
           "out"_a, "padding"_a);
 
+  py::class_<RingRestorer>(m, "RingRestorer")
+      .def(py::init<const std::shared_ptr<Ring>&>(), "ring"_a)
+      .def("put", &RingRestorer::put, "lane"_a, "first"_a, "slots"_a.noconvert())
+      .def("close", &RingRestorer::close);
+
   py::class_<BoundWriter>(m, "LaneWriter")
-      .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array, bool>(), "ring"_a, "lane"_a,
-           "obs_like"_a, "action_like"_a, "continue_episode"_a)
+      .def(py::init<const std::shared_ptr<Ring>&, std::uint64_t, py::array, py::array, bool,
+                    std::optional<BoundWriter::Discrete>>(),
+           "ring"_a, "lane"_a, "obs_like"_a, "action_like"_a, "continue_episode"_a, "discrete"_a)
       .def("start", &BoundWriter::start, "obs"_a)
       .def("append", &BoundWriter::append, "action"_a, "reward"_a, "next_obs"_a, "terminated"_a, "truncated"_a)
       .def("close", &BoundWriter::close)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -739,6 +742,133 @@ def test_numbers_and_lists_are_taken_where_nothing_is_lost() -> None:
     batch = made.sample(1)
     assert batch.next_obs[0, -1].tolist() == [4, 5, 6]
     assert batch.action.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "message"),
+    [
+        (
+            "uint8",
+            np.array([1, 513], np.uint16),
+            "obs has the value 513, but the replay's uint8 holds 0 to 255; scale it",
+        ),
+        ("uint8", np.array([1, -1], np.int8), "has the value -1,"),
+        ("uint8", [1, 256], "has the value 256,"),
+        ("int16", np.array([70_000, 0]), "has the value 70000, but the replay's int16 holds -32768 to 32767"),
+        ("int64", np.array([2**63, 0], np.uint64), "has the value 9223372036854775808,"),
+        ("uint64", [-1, 0], "has the value -1,"),
+        ("float32", np.array([1e300, np.inf]), r"has the value 1e\+300,"),
+        ("float32", [-1e300, np.nan], r"has the value -1e\+300,"),
+        ("float16", np.array([70_000, 0]), "has the value 70000,"),
+        ("bool", [2, 0], "has the value 2,"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(dtype: str, given: Any, message: str) -> None:
+    made = fastrl.Replay(100, 1, (2,), dtype, stack=1)
+    with made.writer(0) as writer, pytest.raises(ValueError, match=message):
+        writer.start(given)
+    assert made.boundary() == [0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given"), [("uint8", [1.0, 2.0]), ("int64", np.zeros(2, np.float32)), ("bool", [0.5, 1])]
+)
+def test_floats_are_not_taken_for_whole_numbers(dtype: str, given: Any) -> None:
+    with (
+        fastrl.Replay(100, 1, (2,), dtype, stack=1).writer(0) as writer,
+        pytest.raises(TypeError, match="obs is float"),
+    ):
+        writer.start(given)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [
+        ("uint8", [1, 255]),
+        ("uint8", np.array([0, 255], np.uint64)),
+        ("int8", np.array([-128, 127])),
+        ("uint64", [0, 2**63 - 1]),
+        ("bool", [1, 0]),
+        ("float32", np.array([0.5, 2.0**100])),
+        ("float32", np.array([1, 2], np.uint8)),
+        ("float16", np.array([65_504, -65_504])),
+        ("float32", np.asfortranarray(np.ones((4, 2), np.float32))[0]),
+    ],
+)
+def test_values_of_other_types_are_taken_where_they_fit(dtype: str, given: Any) -> None:
+    made = fastrl.Replay(100, 1, (2,), dtype, stack=1)
+    with made.writer(0) as writer:
+        writer.start(given)
+    assert made.stacks()[0, 0].tolist() == np.asarray(given).tolist()
+
+
+def test_values_are_rounded_to_narrower_floats() -> None:
+    made = fastrl.Replay(100, 1, (1,), "float32", stack=1)
+    with made.writer(0) as writer:
+        writer.start([0.1])
+    assert made.stacks()[0, 0, 0] == np.float32(0.1)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize(
+    ("space", "action", "message"),
+    [
+        (spaces.Discrete(4), 99, r"action 99 is outside \[0, 4\), the Discrete space"),
+        (spaces.Discrete(4), 4, "action 4 is outside"),
+        (spaces.Discrete(4), -1, "action -1 is outside"),
+        (spaces.Discrete(3, start=5), 4, r"action 4 is outside \[5, 8\)"),
+        (spaces.Discrete(3, start=-5), -2, r"action -2 is outside \[-5, -2\)"),
+        (spaces.Box(-1, 1, (2,)), np.array([0, np.nan], np.float32), "not a finite number; did the policy diverge"),
+        (spaces.Box(-1, 1, (2,), np.float64), np.array([0, np.inf]), "not a finite number"),
+        (spaces.Box(-1, 1, (2,), np.float16), np.array([0, np.inf], np.float16), "not a finite number"),
+        (spaces.Box(-1, 1, (2,)), np.array([0, 1e39]), r"action has the value 1e\+39"),
+    ],
+)
+def test_actions_that_are_none_are_refused(attached: bool, space: Any, action: Any, message: str) -> None:
+    made = fastrl.Replay(100, 1, (1,), "float32", stack=1, action=space)
+    seen = fastrl.Replay.attach(made.handle()) if attached else made
+    with seen.writer(0) as writer:
+        writer.start([0.0])
+        with pytest.raises(ValueError, match=message):
+            writer.append(action, 0.0, [0.0], False, False)
+        for _ in range(20):
+            writer.append(space.sample(), 0.0, [0.0], False, False)
+    assert made.boundary() == [21]
+
+
+@pytest.mark.parametrize("reward", [1e39, -1e39, float("inf"), float("nan")])
+def test_rewards_that_are_no_finite_floats_are_refused(reward: float) -> None:
+    made = small_replay()
+    with made.writer(0) as writer:
+        writer.start(observation(0, 0))
+        with pytest.raises(ValueError, match=r"reward .* is not a finite number of at most 3\.4e38"):
+            writer.append(0, reward, observation(0, 1), False, False)
+        writer.append(0, 3.4e38, observation(0, 1), False, False)
+
+
+@pytest.mark.parametrize("available", [70_000_000, 123_456_789])
+@pytest.mark.parametrize("lanes", [1, 3, 64])
+def test_as_many_transitions_fit_as_is_said(monkeypatch: pytest.MonkeyPatch, available: int, lanes: int) -> None:
+    monkeypatch.setattr(replay, "available_memory_bytes", lambda: available)
+    with pytest.raises(MemoryError, match=r"at most [0-9,]+ fit") as refused:
+        fastrl.Replay(10**9, lanes)
+    most = int(str(refused.value).split("at most ")[1].split(" ")[0].replace(",", ""))
+    assert fastrl.Replay(most, lanes).capacity == most
+    with pytest.raises(MemoryError):
+        fastrl.Replay(most + 1, lanes)
+
+
+def test_a_descriptor_that_is_a_pipe_by_now_is_refused_at_once(tmp_path: Any) -> None:
+    made = small_replay()
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    script = "import fastrl, pickle, sys; fastrl.Replay.observe(pickle.load(sys.stdin.buffer))"
+    handle = pickle.dumps(dataclasses.replace(made.handle(), descriptor=descriptor))
+    try:
+        result = subprocess.run([sys.executable, "-c", script], input=handle, capture_output=True, timeout=60)
+    finally:
+        os.close(descriptor)
+    assert b"ConnectionError" in result.stderr or b"RegionGone" in result.stderr, result.stderr
 
 
 def test_no_memory_is_left_behind() -> None:

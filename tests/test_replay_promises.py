@@ -75,7 +75,7 @@ SCENARIOS = {
     """,
     "the machine has less available": """
         replay.available_memory_bytes = lambda: 1_000_000_000
-        refused("at most 140,144 fit", lambda: fastrl.Replay(1_000_000))
+        refused("at most 140,128 fit", lambda: fastrl.Replay(1_000_000))
         refused("leaves 4 GB to the rest", lambda: fastrl.Replay("auto"))
     """,
     "a control group allows less": """

@@ -142,6 +142,190 @@ def test_large_stores_are_split_into_files(tmp_path: Path, monkeypatch: pytest.M
     assert drawn(again) == drawn(made)
 
 
+def lane_steps(writer: Any, steps: int, value: float) -> None:
+    """Steps whose observations all are ``value``."""
+    obs = np.full(5, value, np.float32)
+    for _ in range(steps):
+        if writer.episode_is_open:
+            writer.append(0, 0.0, obs, False, False)
+        else:
+            writer.start(obs)
+
+
+def one_lane(**changes: Any) -> fastrl.Replay:
+    return new_replay(**{"lanes": 1, "capacity": 1000, "stack": 1, **changes})
+
+
+def require_loads_as(made: fastrl.Replay, saved: Path) -> None:
+    again = new_replay(lanes=made.lanes, capacity=made.capacity, stack=made.stack)
+    again.load(saved)
+    assert again.digest() == made.digest()
+
+
+def test_files_of_another_replay_are_never_taken_for_its_own(tmp_path: Path) -> None:
+    other, made = one_lane(), one_lane()
+    with other.writer(0) as writer:
+        lane_steps(writer, 300, 1.0)
+    other.save(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with made.writer(0) as writer:
+        lane_steps(writer, 600, 2.0)
+    with pytest.raises(
+        ValueError, match=r"holds another replay \(replay-00000000.json.*use an empty directory, or load"
+    ):
+        made.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    require_loads_as(other, tmp_path)
+    require_loads_as(made, made.save(tmp_path / "mine"))
+
+
+def test_steps_that_were_given_up_are_not_taken_for_those_made_instead(tmp_path: Path) -> None:
+    made = one_lane()
+    with made.writer(0) as writer:
+        lane_steps(writer, 300, 1.0)
+        older = made.save(tmp_path, keep=5)
+        lane_steps(writer, 100, 7777.0)
+        made.save(tmp_path, keep=5)
+    again = one_lane()
+    again.load(older)
+    with again.writer(0, continue_episode=True) as writer:
+        lane_steps(writer, 200, 3.0)
+        manifest = replay_store.read_manifest(again.save(tmp_path, keep=5))
+        assert [run["first"] for file in manifest["files"] for run in file["runs"]] == [0, 300]  # the older file stays
+        require_loads_as(again, tmp_path)
+        third = one_lane()
+        third.load(tmp_path)
+        lane_steps(writer, 10, 4.0)
+        require_loads_as(again, again.save(tmp_path, keep=5))
+    with third.writer(0, continue_episode=True) as writer:
+        lane_steps(writer, 20, 5.0)
+    require_loads_as(third, third.save(tmp_path, keep=5))
+    with made.writer(0, continue_episode=True) as writer:  # the first one goes on too
+        lane_steps(writer, 5, 7.0)
+    require_loads_as(made, made.save(tmp_path, keep=5))
+    require_loads_as(third, sorted(tmp_path.glob("replay-*"))[-2])
+
+
+def test_attached_processes_and_owners_save_the_same_replay(tmp_path: Path) -> None:
+    made = one_lane()
+    with made.writer(0) as writer:
+        lane_steps(writer, 30, 1.0)
+        made.save(tmp_path)
+        attached = fastrl.Replay.attach(made.handle())
+        lane_steps(writer, 30, 2.0)
+    attached.save(tmp_path)
+    require_loads_as(made, tmp_path)
+
+
+def test_a_save_without_a_history_can_be_loaded_and_then_added_to(tmp_path: Path) -> None:
+    made = one_lane()
+    with made.writer(0) as writer:
+        lane_steps(writer, 30, 1.0)
+    path = made.save(tmp_path)
+    manifest = replay_store.read_manifest(path)
+    del manifest["history"], manifest["ancestors"], manifest["files"][0]["history"]
+    rewrite(path, manifest)
+    with pytest.raises(ValueError, match="holds another replay"):
+        made.save(tmp_path)
+    again = one_lane()
+    again.load(tmp_path)
+    with again.writer(0, continue_episode=True) as writer:
+        lane_steps(writer, 30, 2.0)
+    assert len(replay_store.read_manifest(again.save(tmp_path))["files"]) == 2
+    require_loads_as(again, tmp_path)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("how", ["lost", "cut"])
+def test_a_file_that_was_lost_is_written_again(tmp_path: Path, which: int, how: str) -> None:
+    made = one_lane()
+    with made.writer(0) as writer:
+        for turn in range(3):
+            lane_steps(writer, 100, float(turn))
+            if turn < 2:
+                made.save(tmp_path)
+    lost = sorted(tmp_path.glob("slots-*"))[which]
+    if how == "lost":
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:-9])
+    require_loads_as(made, made.save(tmp_path))
+
+
+def test_lanes_that_advance_unevenly_take_no_more_and_more_disk(tmp_path: Path) -> None:
+    made = new_replay(capacity=1000)
+    with made.writer(0) as slow, made.writer(1) as fast:
+        for turn in range(60):
+            lane_steps(slow, 1, -1.0)
+            lane_steps(fast, 500, float(turn))
+            made.save(tmp_path, keep=2)
+            # What replay_store.py promises: twice the ring for each save.
+            taken = sum(path.stat().st_size for path in tmp_path.glob("slots-*"))
+            assert taken <= 2 * 2 * made.capacity * 8 * made._ring.slot_words
+    require_loads_as(made, tmp_path)
+
+
+def test_a_load_takes_little_memory_beside_the_ring(tmp_path: Path) -> None:
+    script = """
+import sys, threading, time
+import numpy as np
+import fastrl
+from fastrl.engine import replay_store
+replay_store._FILE_BYTES = 9_000_000
+
+def new():
+    return fastrl.Replay(8000, 2, (84, 84), "uint8", seed=1)
+
+def kb():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+made = new()
+frame = np.random.default_rng(0).integers(0, 255, (84, 84), np.uint8)
+for lane in range(2):
+    with made.writer(lane) as writer:
+        writer.start(frame)
+        for _ in range(3900):
+            writer.append(0, 0.0, frame, False, False)
+made.save(sys.argv[1])
+digest, ring = made.digest(), made.region_bytes
+del made
+again, before, most = new(), kb(), 0
+done = threading.Event()
+
+def watch():
+    global most
+    while not done.wait(0.001):
+        most = max(most, kb())
+
+thread = threading.Thread(target=watch)
+thread.start()
+again.load(sys.argv[1])
+done.set()
+thread.join()
+assert again.digest() == digest
+print(ring, (max(most, kb()) - before) * 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    ring, grown = map(int, result.stdout.split())
+    print(f"a ring of {ring / 1e6:.0f} MB was loaded in {grown / 1e6:.1f} MB beside it")
+    assert ring > 55_000_000
+    assert grown < 20_000_000
+
+
+def test_a_load_takes_all_lanes_or_none(tmp_path: Path) -> None:
+    made = new_replay()
+    play(made, 30, seed=1)
+    made.save(tmp_path)
+    again = new_replay()
+    with again.writer(1), pytest.raises(fastrl.LaneBusy, match="lane 1 has a writer"):
+        again.load(tmp_path)
+    assert again.boundary() == [0, 0]
+    again.load(tmp_path)
+    assert again.digest() == made.digest()
+
+
 def test_files_are_private(tmp_path: Path) -> None:
     os.umask(old := os.umask(0))
     previous = os.umask(0)

@@ -119,7 +119,9 @@ std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
 
 std::shared_ptr<SharedRegion> SharedRegion::attach(const RegionAddress& address, Access access) {
   const std::string path = "/proc/" + std::to_string(address.pid) + "/fd/" + std::to_string(address.descriptor);
-  const int descriptor = open(path.c_str(), (access == Access::kReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+  // The descriptor may be anything by now: a pipe must not make this wait, nor a terminal become this process's own.
+  const int mode = access == Access::kReadOnly ? O_RDONLY : O_RDWR;
+  const int descriptor = open(path.c_str(), mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (descriptor < 0) {
     const int error = errno;
     throw RegionGone("attach: the replay of process " + std::to_string(address.pid) + " cannot be opened (" +
@@ -127,7 +129,7 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(const RegionAddress& address,
   }
   const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, address.bytes, access));
   struct stat status{};
-  const bool same = fstat(descriptor, &status) == 0 && status.st_ino == address.inode &&
+  const bool same = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_ino == address.inode &&
                     static_cast<std::uint64_t>(status.st_size) == address.bytes &&
                     (fcntl(descriptor, F_GET_SEALS) & kSeals) == kSeals;
   if (!same) {

@@ -7,6 +7,7 @@ one-step samples are two views of the same five frames.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 import math
@@ -14,7 +15,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
-from fastrl.engine.replay_store import DamagedReplay, SlotStore, manifests, read_manifest
+from fastrl.engine.replay_store import History, SlotStore, manifests, read_manifest
 from fastrl.engine.rules import whole_number
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class ReplayHandle:
     padding: Literal["zeros", "first_frame"]
     seed: int
     alpha: float | None
+    discrete: tuple[int, int] | None = None  # the first action and how many there are, if it is such a space
+    history: History = field(default_factory=History)  # see replay_store.py
 
 
 class Writer:
@@ -76,7 +79,9 @@ class Writer:
     def __init__(self, replay: Replay, lane: int, continue_episode: bool) -> None:
         obs_like = np.empty(replay.obs_shape, replay.obs_dtype)
         action_like = np.empty(replay.action_shape, replay.action_dtype)
-        self._native = native.core.LaneWriter(replay._ring, lane, obs_like, action_like, continue_episode)
+        self._native = native.core.LaneWriter(
+            replay._ring, lane, obs_like, action_like, continue_episode, replay._discrete
+        )
         self.lane = lane
 
     def start(self, obs: Any) -> None:
@@ -84,7 +89,14 @@ class Writer:
         self._native.start(obs)
 
     def append(self, action: Any, reward: float, next_obs: Any, terminated: bool, truncated: bool) -> None:
-        """What happened in one step, and the observation that it led to, the last one of an episode included."""
+        """What happened in one step, and the observation that it led to, the last one of an episode included.
+
+        Numbers, lists and other types are converted. Floats may be rounded by that; nothing else may change.
+
+        Raises:
+            TypeError: floats for whole numbers, or no numbers.
+            ValueError: a value does not fit, an action is outside its Discrete space or not finite, or a reward is not.
+        """
         self._native.append(action, reward, next_obs, terminated, truncated)
 
     @property
@@ -152,6 +164,7 @@ class Replay:
         self.obs_dtype = _checked_dtype("obs_dtype", obs_dtype)
         self.stack = whole_number("stack", stack, 1, 64)
         self.action_shape, self.action_dtype = _action_layout(action)
+        self._discrete = (int(action.start), int(action.n)) if isinstance(action, spaces.Discrete) else None
         self.seed = whole_number("seed", seed, 0, 2**64 - 1)
         if padding not in _PADDINGS:
             raise ValueError(f"padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
@@ -161,6 +174,7 @@ class Replay:
         self.alpha = alpha
         self._spare_steps = _least_spare_steps
         self._slots = self._resolve_slots(capacity)
+        self._history = History()
         self._adopt(native.core.Ring(self._shape(self._slots)))
 
     def _adopt(self, ring: Any) -> None:
@@ -187,20 +201,15 @@ class Replay:
     def _resolve_slots(self, capacity: Any) -> int:
         least = self._least_slots()
         available = available_memory_bytes()
-        # Bytes grow by the same amount with every slot; two sizes tell which.
-        at_1000, at_2000 = (native.core.ring_bytes(self._shape(n)) for n in (1000, 2000))
-        slot_bytes = max(1, -(-(at_2000 - at_1000) // 1000))
-        fitting = max(0, available // slot_bytes)
         if isinstance(capacity, str):
             if capacity != "auto":
                 raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
-            fitting = max(0, (available - _LEFT_FREE_BYTES) // slot_bytes)
-            slots = min(-(-DEFAULT_CAPACITY // self.lanes), fitting)
+            slots = min(-(-DEFAULT_CAPACITY // self.lanes), self._fitting_slots(available - _LEFT_FREE_BYTES))
             if slots < least:
                 raise MemoryError(
                     f"capacity: 'auto' leaves {_LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
                     f"{available / 1e9:.1f} GB are available; give a number, at most "
-                    f"{available // slot_bytes * self.lanes:,}"
+                    f"{self._fitting_slots(available) * self.lanes:,}"
                 )
             _log.info(
                 "replay: %s transitions (%.1f GB; %.1f GB of memory are available)",
@@ -219,9 +228,18 @@ class Replay:
         if needed > available:
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-                f"available; at most {fitting * self.lanes:,} fit"
+                f"available; at most {self._fitting_slots(available) * self.lanes:,} fit"
             )
         return slots
+
+    def _fitting_slots(self, available: int) -> int:
+        """The most slots of a lane with which a ring takes no more bytes."""
+        least, most = 0, 2**40 // self.lanes + 1
+        while most - least > 1:
+            middle = (least + most) // 2
+            fits = native.core.ring_bytes(self._shape(middle)) <= available
+            least, most = (middle, most) if fits else (least, middle)
+        return least
 
     def _least_slots(self) -> int:
         return max(self._spare_steps, self.guard_steps) + self.stack + 1
@@ -453,11 +471,14 @@ class Replay:
         Writers are to rest meanwhile. Whatever happens, earlier saves stay whole.
 
         Args:
-            directory: of this replay alone; made if it is not there.
+            directory: of this replay, and of those that it went on from; made if it is not there.
             keep: how many saves can be loaded; what only older ones need is deleted.
 
         Returns:
             The manifest, for :meth:`load`.
+
+        Raises:
+            ValueError: all saves in ``directory`` are those of another replay, which this one did not go on from.
         """
         self._require_here("save")
         whole_number("save: keep", keep, 1)
@@ -504,6 +525,7 @@ class Replay:
 
         Raises:
             DamagedReplay: a file is missing or not what was saved; nothing was taken.
+            LaneBusy: a lane has a writer; nothing was taken.
             ValueError: it was saved from a replay of other arguments.
         """
         self._require_here("load")
@@ -529,14 +551,17 @@ class Replay:
         self._settle("load")
         if any(self.boundary()):
             raise RuntimeError("load: this replay has been written to; load into a new one")
-        lanes = self._store(path.parent).read(manifest)
-        for lane, parts in enumerate(lanes):
-            if parts and not native.core.Ring.restore(self._ring, lane, manifest["windows"][lane][0], parts):
-                raise DamagedReplay(f"{path}: the slots of lane {lane} are not in order")
-        self._sampler.batches = manifest["batches"]
+        store = self._store(path.parent)
+        lanes = store.verify(manifest)
+        history = History.after(manifest)
         priorities = manifest["priorities"]
         if priorities is not None:
             weights = np.frombuffer(zlib.decompress(base64.b64decode(priorities.pop("weights"))), np.uint64)
+        with contextlib.closing(native.core.RingRestorer(self._ring)) as restorer:  # holds all lanes, or none
+            store.restore(lanes, restorer)
+        self._history = history
+        self._sampler.batches = manifest["batches"]
+        if priorities is not None:
             self._sampler.restore(gamma=0.0, padding=_PADDINGS[self.padding], weights=weights, **priorities)
 
     def digest(self) -> str:
@@ -558,7 +583,7 @@ class Replay:
         return found.hexdigest()
 
     def _store(self, directory: Path) -> SlotStore:
-        return SlotStore(directory, self._shape(self._slots), self._ring.slot_words)
+        return SlotStore(directory, self._shape(self._slots), self._ring.slot_words, self._history)
 
     # ---- other processes
 
@@ -581,6 +606,8 @@ class Replay:
             padding=self.padding,
             seed=self.seed,
             alpha=self.alpha,
+            discrete=self._discrete,
+            history=self._history,
         )
 
     @classmethod
@@ -613,6 +640,7 @@ class Replay:
         self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
         self.seed, self.padding, self.alpha = handle.seed, handle.padding, handle.alpha
+        self._history, self._discrete = handle.history, handle.discrete
         self._spare_steps = LEAST_SPARE_STEPS
         self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
         ring = native.core.Ring.attach(

@@ -39,6 +39,7 @@ def check_saved_replay(manifest_path: Path) -> None:
         files = list(manifest["files"])
         for file in files:
             _check_described(file, len(windows))
+        _check_history(manifest, len(windows))
         _whole_numbers([manifest["batches"]], 1)
         _check_priorities(manifest["priorities"], manifest["shape"])
     except DamagedReplay as error:
@@ -67,6 +68,15 @@ def _check_described(file: dict[str, Any], lanes: int) -> None:
         lane, first, end = _whole_numbers([run["lane"], run["first"], run["end"]], 3)
         if lane >= lanes or first >= end:
             raise ValueError(f"steps {first} to {end} of lane {lane} are none")
+
+
+def _check_history(manifest: dict[str, Any], lanes: int) -> None:
+    ancestors = manifest.get("ancestors", {})
+    names = [described["history"] for described in (manifest, *manifest["files"]) if "history" in described]
+    if not isinstance(ancestors, dict) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its history is none")
+    for until in ancestors.values():
+        _whole_numbers(until, lanes)
 
 
 def _check_priorities(priorities: dict[str, Any] | None, shape: dict[str, int]) -> None:

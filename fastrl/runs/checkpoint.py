@@ -92,7 +92,7 @@ class CheckpointStore:
     def replay_directory(self, replay_save: Path | None) -> Path:
         """Where a run saves its replay that went on with ``replay_save``; None: with an empty one, so in a new store.
 
-        Two replays in one store would be taken for one: a save adds to what is there.
+        A save adds to what is there, and refuses to where that is another replay.
         """
         if replay_save is not None:
             return replay_save.parent
