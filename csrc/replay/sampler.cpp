@@ -9,6 +9,7 @@ namespace fastrl {
 namespace {
 
 constexpr int kLookAfter = 1000;      // draws without a transition, until it is looked whether there is any
+constexpr int kMostLost = 20'000;     // draws of one row that were overwritten, until that is a fault of the moment
 constexpr int kOvertakenTries = 100;  // batches whose windows were overtaken, until that is a fault
 
 [[noreturn]] void nothing(const std::string& why) { throw NothingToSample("sample: " + why); }
@@ -99,7 +100,7 @@ void Sampler::sample_uniform(const Task& task) {
       task.reader.expect(expected.lane, expected.step, task.row(at + 1));
     }
     RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
-    for (int tries = 1;; ++tries) {
+    for (int tries = 1, lost = 0;; ++tries) {
       const Drawn drawn = draw(random);
       const Verdict verdict = task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at));
       if (verdict == Verdict::kTaken) {
@@ -107,7 +108,11 @@ void Sampler::sample_uniform(const Task& task) {
         task.out.weights[at] = 1;
         break;
       }
-      if (verdict == Verdict::kOverwritten) ++race_rejects_;
+      if (verdict == Verdict::kOverwritten) {
+        ++race_rejects_;
+        // In a ring of a few slots a step can look whole while the frames that its stack begins with never are.
+        if (++lost == kMostLost) overtaken();
+      }
       if (tries % kLookAfter != 0) continue;
       task.go_on();
       require_any(task, all);
