@@ -22,7 +22,7 @@ import pytest
 
 import fastrl
 from fastrl.engine import native
-from fastrl.engine.mujoco_library import library
+from fastrl.engine.mujoco_library import bound_library
 from fastrl.engine.mujoco_pool import env_memory
 from fastrl.engine.mujoco_tasks import task_ids
 
@@ -116,7 +116,7 @@ class BareLoop:
 
         def step(envs: slice) -> None:
             native.core.mujoco_step_loop(
-                library(),
+                bound_library(),
                 self._model._address,
                 [env_memory(data) for data in self._data[envs]],
                 self._rules,

@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as vector_wrappers
 
@@ -171,7 +172,6 @@ def test_a_given_buffer_is_filled_in_place(pool: fastrl.AtariPool) -> None:
 
 
 def test_a_torch_tensor_can_be_the_buffer(pool: fastrl.AtariPool) -> None:
-    torch = pytest.importorskip("torch")
     tensor = torch.empty((3, 4, 84, 84), dtype=torch.uint8)
     obs, _ = pool.reset(seed=5, out=tensor)
 

@@ -145,7 +145,7 @@ def test_a_disk_that_is_really_full(nursery: Nursery, tmp_path: Path) -> None:
     child = nursery.start("small_run:save_on_a_small_disk", str(tmp_path / "disk"), output=tmp_path / "log")
     code = child.wait()
     if code == small_run.SKIPPED:
-        pytest.skip("no tmpfs can be mounted here")
+        pytest.skip("a tmpfs cannot be mounted without more rights; the other tests fake full disks")
     assert code == 0, child.said()
     print(f"C2: {child.said().strip()}: 0 lost")
 

@@ -47,7 +47,6 @@ def test_a_missing_extension_names_the_command(tree: Path) -> None:
     assert "pip install ." in said
 
 
-@pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not here")
 def test_in_the_source_tree_the_installed_extension_is_found(tree: Path, tmp_path: Path) -> None:
     installed = tmp_path / "site" / "fastrl"
     installed.mkdir(parents=True)

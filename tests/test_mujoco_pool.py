@@ -398,7 +398,8 @@ def test_a_library_that_computes_something_else_is_refused(wrong: str) -> None:
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mujoco, "mj_version", lambda: 1)
 
-    assert f"is version {mujoco_library.library().version()}, Python's is 1" in refusal(mujoco._functions.__file__)
+    version = mujoco_library.bound_library().version()
+    assert f"is version {version}, Python's is 1" in refusal(mujoco._functions.__file__)
 
 
 def test_a_package_without_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,7 +231,6 @@ def test_what_cannot_guard_is_refused() -> None:
 
 def test_pinned_buffers_hold_the_same() -> None:
     plain, pinned = written().replay, written().replay
-    pytest.importorskip("torch")
     buffer = pinned.buffer(16, pin_memory=True)
     for _ in range(3):
         for ours, theirs in zip(plain.sample(16, 1, GAMMA), pinned.sample(16, 1, GAMMA, out=buffer), strict=True):

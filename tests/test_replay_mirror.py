@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from replay_oracle import GUARD_STEPS
 from written_replay import GAMMA, Written, small_replay
 
 import fastrl
-
-torch = pytest.importorskip("torch")
-
-from fastrl.engine import mirror as mirrors  # noqa: E402  (after torch is known to be there)
+from fastrl.engine import mirror as mirrors
 
 
 def play(made: Written, turn: int) -> None:

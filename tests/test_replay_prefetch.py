@@ -157,7 +157,6 @@ def test_a_run_goes_on_from_a_save_beside_a_prefetcher(tmp_path: Any) -> None:
 
 
 def test_pinned_batches_hold_the_same() -> None:
-    pytest.importorskip("torch")
     ours, theirs = written().replay, written().replay
     with ours.prefetch(16, gamma=GAMMA, pin_memory=True) as prefetcher:
         for _ in range(3):
@@ -175,7 +174,6 @@ class Event:
 
 
 def test_a_pinned_buffer_comes_back_after_its_event() -> None:
-    pytest.importorskip("torch")
     made = written().replay
     with made.prefetch(16, depth=1, gamma=GAMMA, pin_memory=True) as prefetcher:
         prefetcher.request()

@@ -53,7 +53,7 @@ def open_library(module_file: str | None, **symbols: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def library() -> Any:
+def bound_library() -> Any:
     """The library, bound and checked once in a process."""
     import mujoco
 

@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from fastrl.engine import native
 from fastrl.engine.atari_pool import _AUTORESET, _resolve_autoreset
 from fastrl.engine.budget import available_memory_bytes, usable_cores
-from fastrl.engine.mujoco_library import library
+from fastrl.engine.mujoco_library import bound_library
 from fastrl.engine.mujoco_tasks import Doubles, make_task
 from fastrl.engine.rules import whole_number
 from fastrl.engine.seeding import fresh_seed, spread_seed
@@ -146,7 +146,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
     def _make_native(self) -> None:
         import mujoco
 
-        bound = library()
+        bound = bound_library()
         model, rules = self.task.prototype.model, self.task.rules
         _require_memory(self.num_envs, int(model.nbuffer) + _TOUCHED_BYTES)
         self._data = [mujoco.MjData(model) for _ in range(self.num_envs)]
