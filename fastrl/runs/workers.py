@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -333,9 +334,11 @@ def _main() -> None:
     except (EOFError, BrokenPipeError):
         pass  # the trainer has gone
     except Exception as error:
+        traceback.print_exc()  # first, and flushed: the trainer ends this process as soon as it hears of the error
+        sys.stderr.flush()
         with contextlib.suppress(OSError):
             line.send({"error": f"{type(error).__name__}: {error}"})
-        raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":
