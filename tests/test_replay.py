@@ -143,6 +143,23 @@ def test_draws_by_priority_have_exactly_their_probability() -> None:
     assert abs(chi_square(counts, share, 200_000)) < 5
 
 
+@pytest.mark.parametrize("capacity", [64, 1 << 22])
+def test_the_largest_weight_of_every_slot_together_stays_below_the_sum_of_64_bits(capacity: int) -> None:
+    made = small_replay(capacity=capacity, lanes=1, obs_shape=(1,), stack=1, alpha=1.0, _least_spare_steps=2)
+    writer = made.writer(0)
+    writer.start(np.zeros(1, np.float32))
+    for step in range(4):
+        writer.append(0, 0.0, np.full(1, step, np.float32), False, False)
+    index = made.sample(1).index
+    made.update_priorities(index, [1e300])
+    largest = made._sampler.state()[1]
+
+    assert largest == min(1 << 43, (1 << 63) // made._slots)
+    assert largest * made._slots < 1 << 64
+    drawn = made.sample(1)
+    assert drawn.index.tolist() == index.tolist()  # all others together have a millionth of its weight
+
+
 def test_a_priority_of_a_transition_that_is_gone_is_dropped_and_counted() -> None:
     written = Written(alpha=1.0)
     written.play(0, 20, seed=1)

@@ -11,6 +11,7 @@ Priorities::Priorities(const Ring& ring, const TransitionRules& rules, double al
       shape_(ring.shape()),
       alpha_(alpha),
       tree_(shape_.lanes * shape_.slots),
+      most_weight_(std::min(kMostWeight, kMostSum / (shape_.lanes * shape_.slots))),
       lanes_(shape_.lanes) {}
 
 void Priorities::set(std::uint64_t lane, std::uint64_t step, std::uint64_t weight) noexcept {
@@ -50,7 +51,7 @@ bool Priorities::update(const Drawn& drawn, double priority) noexcept {
   const Lane& known = lanes_[drawn.lane];
   if (drawn.step < known.first || drawn.step >= known.entered || weight(drawn) == 0) return false;
   const double scaled = std::nearbyint(std::pow(priority, alpha_) * kUnit);
-  const double bounded = std::clamp(scaled, 1.0, static_cast<double>(kMostWeight));
+  const double bounded = std::clamp(scaled, 1.0, static_cast<double>(most_weight_));
   const auto weight = static_cast<std::uint64_t>(bounded);
   set(drawn.lane, drawn.step, weight);
   largest_ = std::max(largest_, weight);
@@ -83,12 +84,12 @@ void Priorities::restore(const State& state) {
   if (!fits || steps != state.weights.size()) {
     throw std::invalid_argument("load: the saved priorities are not of a replay of this shape");
   }
-  largest_ = state.largest;
+  largest_ = std::min(state.largest, most_weight_);
   auto weight = state.weights.begin();
   for (std::uint64_t lane = 0; lane < lanes; ++lane) {
     lanes_[lane] = {state.first[lane], state.entered[lane], state.ends[lane]};
     for (std::uint64_t step = state.first[lane]; step < state.entered[lane]; ++step) {
-      set(lane, step, std::min(*weight++, kMostWeight));
+      set(lane, step, std::min(*weight++, most_weight_));
     }
   }
 }

@@ -19,9 +19,10 @@ struct Drawn {
 
 class Priorities {
  public:
-  // A weight is round(priority^alpha * 2^20), within 1 .. 2^43: a million leaves cannot overflow the sum.
+  // A weight is round(priority^alpha * 2^20), within 1 .. 2^43, or less where so many leaves could overflow the sum.
   static constexpr double kUnit = 1 << 20;
   static constexpr std::uint64_t kMostWeight = std::uint64_t{1} << 43;
+  static constexpr std::uint64_t kMostSum = std::uint64_t{1} << 63;
 
   Priorities(const Ring& ring, const TransitionRules& rules, double alpha);
 
@@ -60,6 +61,7 @@ class Priorities {
   RingShape shape_;
   double alpha_;
   SumTree tree_;
+  std::uint64_t most_weight_;
   std::vector<Lane> lanes_;
   std::uint64_t count_ = 0;  // leaves above 0
   std::uint64_t largest_ = static_cast<std::uint64_t>(kUnit);

@@ -1,0 +1,129 @@
+"""What a training will take of memory, disk and time on this machine, before anything large is allocated."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastrl._command import run
+from fastrl.engine.budget import available_memory_bytes
+from fastrl.engine.files import write_private
+from fastrl.engine.games import nearest
+from fastrl.runs import command_line
+from fastrl.runs.command_line import Trainer
+from fastrl.runs.options import resolved
+from fastrl.runs.planning import Part, Plan, plan
+from fastrl.runs.trial import TrialFailed, try_out
+
+ALGORITHMS = ("dqn", "a3c", "async_q", "ddpg")
+FORMAT = 1
+_DOES_NOT_FIT = 3
+
+
+def size(bytes_: float) -> str:
+    """Bytes, for people.
+
+    >>> size(7.1e9), size(350e6), size(12e3)
+    ('7.10 GB', '350 MB', '12 kB')
+    """
+    for unit, one in (("GB", 1e9), ("MB", 1e6)):
+        if bytes_ >= one:
+            return f"{bytes_ / one:.2f} {unit}" if unit == "GB" else f"{bytes_ / one:.0f} {unit}"
+    return f"{bytes_ / 1e3:.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, for people.
+
+    >>> duration(7.1), duration(600), duration(45000)
+    ('7 s', '10 min', '12.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def lines_of(found: Plan) -> list[str]:
+    """The plan as a table."""
+
+    def table(parts: list[Part], shown: str, told: list[str]) -> list[str]:
+        head = f"{shown:<8}{told[0]:>9}  {told[1]}"
+        worded = size if shown != "time" else duration
+        return [head, *(f"  {part.name:<20}{worded(part.amount):>9}  {part.why}" for part in parts), ""]
+
+    lines = [
+        *table(found.memory, "memory", [size(found.memory_bytes), f"of {size(found.available_bytes)} available"]),
+        *table(found.disk, "disk", [size(found.disk_bytes), "at the end, and a checkpoint more while it is written"]),
+        *table(found.time, "time", [duration(found.time_s), "without evaluations, which share the cores"]),
+    ]
+    if found.fits:
+        lines.append("it fits")
+    elif found.most_capacity:
+        lines.append(
+            f"it does not fit: of {found.replay_capacity:,} transitions at most {found.most_capacity:,} do, with "
+            f"--replay-capacity {found.most_capacity}"
+        )
+    else:
+        lines.append("it does not fit, with any replay; end other programs, or use fewer --workers or --num-envs")
+    return lines
+
+
+def trainer_of(algorithm: str) -> Trainer:
+    """By its name."""
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"--algo: '{algorithm}' is unknown{nearest(algorithm, list(ALGORITHMS))}; known: {', '.join(ALGORITHMS)}"
+        )
+    found: Trainer = importlib.import_module(f"fastrl.{algorithm}").TRAINER
+    return found
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Try, work out, tell; returns the exit code."""
+    own = argparse.ArgumentParser(
+        prog="fastrl plan",
+        description=f"{__doc__} Every option of the trainer may follow: fastrl plan --algo dqn --env ... --preset nature",
+        allow_abbrev=False,
+        epilog="Exit code 3: it does not fit into the memory that is available now.",
+    )
+    own.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
+    own.add_argument("--seconds", type=float, default=8.0, help="of learning to measure (default: %(default)s)")
+    own.add_argument("--output", type=Path, metavar="FILE.json", help="the plan, for programs")
+    flags, rest = own.parse_known_args(arguments)
+    if not 0 < flags.seconds <= 3600:
+        raise ValueError(f"--seconds {flags.seconds} is outside (0, 3600]")
+    trainer = trainer_of(flags.algo)
+    config, others = command_line.parse(trainer, rest)
+    if others.resume or others.resume_without_replay or others.seeds is not None or others.verify_resume is not None:
+        raise ValueError("plan: is of one new run; leave out --resume, --seeds and --verify-resume")
+    config = resolved(config)
+    print(
+        f"{trainer.algorithm}, preset {config.preset}, {config.env}, {config.steps:,} steps: trying it for "
+        f"{flags.seconds:g} s with a small replay ...",
+        flush=True,
+    )
+    found = plan(config, try_out(trainer, config, flags.seconds), available_memory_bytes())
+    print("\n" + "\n".join(lines_of(found)))
+    if flags.output is not None:
+        content = {"format": FORMAT, "fits": found.fits, **dataclasses.asdict(found)}
+        write_private(flags.output, json.dumps(content, indent=1).encode() + b"\n")
+    return 0 if found.fits else _DOES_NOT_FIT
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    try:
+        sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, MemoryError, TrialFailed) as error:
+        sys.exit(f"fastrl plan: {error}")
+
+
+if __name__ == "__main__":
+    run(main)

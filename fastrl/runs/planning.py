@@ -1,0 +1,116 @@
+"""What a run will take, worked out from a trial and the sizes that are asked for, before anything large is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastrl.engine.ring_sizes import auto_slots, guard_steps, most_slots, ring_bytes, slots_of
+from fastrl.runs.trial import Trial
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the things that make up a sum: bytes, or seconds."""
+
+    name: str
+    amount: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take at the most, and for how long.
+
+    The processes beside the trainer's are workers, and the one that evaluates from time to time.
+    """
+
+    memory: list[Part]
+    disk: list[Part]
+    time: list[Part]
+    available_bytes: int  # of memory, now
+    replay_capacity: int | None  # transitions; None: there is no replay
+    most_capacity: int | None  # that fit into the available memory
+
+    @property
+    def memory_bytes(self) -> float:
+        """In all."""
+        return sum(part.amount for part in self.memory)
+
+    @property
+    def disk_bytes(self) -> float:
+        """In all."""
+        return sum(part.amount for part in self.disk)
+
+    @property
+    def time_s(self) -> float:
+        """In all."""
+        return sum(part.amount for part in self.time)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is memory enough."""
+        return self.memory_bytes <= self.available_bytes
+
+
+def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
+    """Work it out.
+
+    Args:
+        config: of the run that is planned, resolved.
+        trial: of the same configuration.
+        available_bytes: of memory.
+    """
+    steps, warm_up = int(config.steps), min(config.steps, getattr(config, "warm_up_steps", 0))
+    times = [Part("start and end", trial.start_s, "imports, games, the last checkpoint")]
+    if trial.warm_up_steps_per_s is not None:
+        why = f"{warm_up:,} steps at {trial.warm_up_steps_per_s:,.0f} a second"
+        times.append(Part("warm-up", warm_up / trial.warm_up_steps_per_s, why))
+    else:
+        warm_up = 0
+    why = f"{steps - warm_up:,} steps at {trial.steps_per_s:,.0f} a second"
+    times.append(Part("learning", (steps - warm_up) / trial.steps_per_s, why))
+    whole_s = sum(part.amount for part in times)
+
+    own = trial.trainer_bytes - trial.replay_bytes
+    memory = [Part("trainer", own, "Python, torch, networks, optimiser, games, batches")]
+    if trial.workers_bytes:
+        memory.append(Part("its other processes", trial.workers_bytes, "workers, with their games"))
+    if trial.evaluation_bytes:
+        memory.append(Part("evaluation", trial.evaluation_bytes, "a process of its own, from time to time"))
+    rest = int(sum(part.amount for part in memory))
+
+    between = _steps_between_checkpoints(config, steps / whole_s)
+    saves = min(config.keep_checkpoints, 1 + (steps - 1) // between)
+    disk = [Part("checkpoints", saves * trial.checkpoint_bytes, f"{saves}, without replays")]
+    if config.evaluate_every_steps:
+        disk.append(Part("the best weights", trial.weights_bytes, "by evaluation"))
+    rows = steps // config.log_every_steps
+    disk.append(Part("metrics", rows * trial.row_bytes, f"{rows:,} rows, and the same as TensorBoard events"))
+
+    capacity = most = None
+    if trial.replay_shape is not None:
+        shape = trial.replay_shape
+        lanes = shape["lanes"]
+        wanted = config.replay_capacity
+        slots = auto_slots(shape, available_bytes - rest) if wanted == "auto" else slots_of(wanted, lanes)
+        capacity, most = slots * lanes, most_slots(shape, available_bytes - rest) * lanes
+        each = ring_bytes(shape, slots) / capacity
+        memory.insert(0, Part("replay", ring_bytes(shape, slots), f"{capacity:,} transitions of {each:,.0f} bytes"))
+        if getattr(config, "prioritised", False):
+            memory.insert(1, Part("priorities", sum_tree_bytes(capacity), "sums over all transitions"))
+        if config.checkpoint_replay:
+            # What the kept saves have beyond one ring, and the file that the oldest of them needs a part of.
+            kept = min(steps, (slots - guard_steps()) * lanes + (saves - 1) * between)
+            disk.append(Part("saved replays", kept * trial.saved_slot_bytes, f"{kept:,} transitions, written once"))
+    return Plan(memory, disk, times, available_bytes, capacity, most)
+
+
+def _steps_between_checkpoints(config: Any, steps_per_s: float) -> int:
+    by_clock = config.checkpoint_every_minutes * 60 * steps_per_s or float("inf")
+    return max(1, int(min(by_clock, config.checkpoint_every_steps or float("inf"), config.steps)))
+
+
+def sum_tree_bytes(places: int) -> int:
+    """Of the priorities: a tree over a power of two of places, 8 bytes each node."""
+    return 16 * (1 << (places - 1).bit_length())

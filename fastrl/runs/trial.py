@@ -1,0 +1,227 @@
+"""A few seconds of a run that is planned, with a small replay: what it takes of memory, disk and time."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastrl.engine.replay_store import read_manifest
+from fastrl.engine.ring_sizes import ring_bytes
+from fastrl.runs.checkpoint import CheckpointStore, read
+from fastrl.runs.command_line import Trainer, from_stored
+from fastrl.runs.run_dir import as_json
+
+_POLL_S = 0.1
+_START_WITHIN_S = 300.0
+_LOG_EVERY_STEPS = {"cpu": 250, "cuda": 2_500}  # a row of metrics.csv takes a millisecond or two
+# The first rows of a phase also have what is done once, such as torch's choice of its convolutions.
+_LEAVE_OUT_ROWS = 2
+_LEAST_ROWS = 5
+_INTERRUPTED = 130
+_EVALUATE_FOR_S = 15.0
+
+
+class TrialFailed(RuntimeError):
+    """The run that was tried did not come to learning: its exit code, and what it said."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured."""
+
+    start_s: float  # until the first row, and from the last one to its end
+    warm_up_steps_per_s: float | None  # before the first update; None: there was no such phase
+    steps_per_s: float  # while learning
+    trainer_bytes: int  # the most memory that its process took, the small replay among it
+    workers_bytes: int  # that its other processes took together
+    evaluation_bytes: int  # that the process which evaluates took; 0: there is none
+    replay_shape: dict[str, int] | None  # None: it has none
+    saved_slot_bytes: int  # of a transition on disk
+    checkpoint_bytes: int  # without the replay
+    weights_bytes: int  # of one without the games under way
+    row_bytes: float  # of metrics.csv and TensorBoard, each row
+
+    @property
+    def replay_bytes(self) -> int:
+        """Of the small replay."""
+        return 0 if self.replay_shape is None else ring_bytes(self.replay_shape, self.replay_shape["slots"])
+
+
+def processes(pid: int) -> list[int]:
+    """The living descendants of a process, without itself."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        children = [child for child, of in parents.items() if of == parent]
+        found += children
+        waiting += children
+    return found
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process takes now: shared memory counts in parts, as many as share it; 0: there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+class PeakMemory:
+    """The most that a process, and its descendants together, were seen to take."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.own_bytes = self.descendants_bytes = 0
+
+    def look(self) -> None:
+        """Now."""
+        self.own_bytes = max(self.own_bytes, memory_bytes(self._pid))
+        self.descendants_bytes = max(self.descendants_bytes, sum(map(memory_bytes, processes(self._pid))))
+
+
+def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
+    """Train for ``seconds`` with a small replay, in a process and a directory of its own.
+
+    Args:
+        trainer: the algorithm.
+        config: the run that is planned, resolved.
+        seconds: of learning; the warm-up before it is shortened.
+    """
+    config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
+    folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=config.runs))
+    try:
+        tried = dataclasses.replace(
+            config,
+            **trainer.tried_with(config),
+            runs=folder,
+            name="trial",
+            log_every_steps=_LOG_EVERY_STEPS[config.device],
+            checkpoint_every_minutes=0.0,
+            checkpoint_every_steps=None,
+            evaluate_every_steps=0,
+        )
+        return _measured(trainer, tried, seconds, evaluates=config.evaluate_every_steps > 0)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool) -> Trial:
+    path = config.runs / config.name
+    said = config.runs / "said.txt"
+    began = time.perf_counter()
+    with open(said, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(as_json(config))],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            peak = PeakMemory(process.pid)
+            learning_s: float | None = None
+            while process.poll() is None:
+                time.sleep(_POLL_S)
+                peak.look()
+                now = time.perf_counter()
+                if learning_s is None:
+                    if any(int(row["updates"]) for row in _rows(path)):
+                        learning_s = now
+                    elif now - began > _START_WITHIN_S:
+                        break
+                elif now - learning_s > seconds and sum(int(row["updates"]) > 0 for row in _rows(path)) >= _LEAST_ROWS:
+                    process.send_signal(signal.SIGINT)
+                    learning_s = float("inf")  # it saves, and ends
+            lived_s = time.perf_counter() - began
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    rows = list(_rows(path))
+    learning = [row for row in rows if int(row["updates"])]
+    store = CheckpointStore(path / "checkpoints")
+    if process.returncode not in (0, _INTERRUPTED) or len(learning) < 2 or not store.steps_saved():
+        words = said.read_text(errors="replace").strip().splitlines()
+        raise TrialFailed(f"the trial ended with exit code {process.returncode}: {words[-1] if words else 'no word'}")
+    saved = read(store.path_of(store.steps_saved()[0]))
+    manifest = read_manifest(store.replay_save(saved)) if saved.state["replay"] else None
+    games_bytes = sum(t.numel() * t.element_size() for name, t in saved.tensors.items() if name.startswith("env."))
+    checkpoint_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*"))
+    logged = [path / "metrics.csv", *(path / "tensorboard").glob("*")]
+    warm_up = [row for row in rows if not int(row["updates"])]
+    return Trial(
+        start_s=lived_s - (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"])),
+        warm_up_steps_per_s=_rate(warm_up) if len(warm_up) > 1 else None,
+        steps_per_s=_rate(learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]),
+        trainer_bytes=peak.own_bytes,
+        workers_bytes=peak.descendants_bytes,
+        evaluation_bytes=evaluation_bytes(path) if evaluates else 0,
+        replay_shape=manifest["shape"] if manifest else None,
+        saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
+        checkpoint_bytes=checkpoint_bytes,
+        weights_bytes=checkpoint_bytes - games_bytes,
+        row_bytes=sum(file.stat().st_size for file in logged) / len(rows),
+    )
+
+
+def evaluation_bytes(run: Path) -> int:
+    """What a process takes that plays a game with the run's policy."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastrl.evaluate", str(run), "--episodes", "1", "--threads", "1"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    peak = PeakMemory(process.pid)
+    until = time.perf_counter() + _EVALUATE_FOR_S
+    try:
+        while process.poll() is None and time.perf_counter() < until:
+            peak.look()
+            time.sleep(_POLL_S)
+    finally:
+        process.kill()
+        process.wait()
+    return peak.own_bytes
+
+
+def _rows(run: Path) -> Iterator[dict[str, str]]:
+    """The whole rows of metrics.csv, if there is one yet."""
+    with contextlib.suppress(OSError), open(run / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["wall_s"] and None not in row.values():
+                yield row
+
+
+def _rate(rows: list[dict[str, str]]) -> float:
+    """Steps a second from the first of these rows to the last."""
+    steps = int(rows[-1]["steps"]) - int(rows[0]["steps"])
+    return steps / (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"]))
+
+
+def _train(module: str, order: str) -> None:
+    trainer: Trainer = importlib.import_module(module).TRAINER
+    trainer.train(from_stored(trainer.config_class, json.loads(order)))
+
+
+if __name__ == "__main__":
+    _train(sys.argv[1], sys.argv[2])
