@@ -27,6 +27,15 @@ class Subject:
     epsilon: float  # how often a trained policy acts at random all the same
     seed: int  # of the games and of what is random
 
+    def require_actions(self, space: Any) -> None:
+        """Raise if the policy chooses among other actions than a game has, whose ``space`` they are."""
+        actions = getattr(space, "n", None)
+        if self.trained is not None and actions != self.trained.num_actions:
+            raise ValueError(
+                f"--protocol: {self.env} has {actions} actions by these rules, the policy chooses among "
+                f"{self.trained.num_actions}; take a protocol with the same ones"
+            )
+
 
 def find_subject(arguments: argparse.Namespace, command: str) -> Subject:
     """What the command line asks for, of a command called ``command``."""
