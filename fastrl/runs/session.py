@@ -179,9 +179,6 @@ class Session:
         self.store = CheckpointStore(self.run.checkpoints, config.keep_checkpoints)
         self.clock = StageClock()
         self._stack = contextlib.ExitStack()
-        self._began_s = self._logged_s = time.perf_counter()
-        self._logged_steps = self._logged_updates = 0
-        self._saved_s = time.perf_counter()
         self._saved_counts: tuple[int, int] | None = None  # steps and updates of this life's newest checkpoint
         self._resumed = resumed
         self._newest_steps = resumed.checkpoint.steps if resumed else -1  # of this run's history
