@@ -30,15 +30,18 @@ DIGEST_FILE = "digest.json"
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     """Prove it for this configuration; returns the exit code."""
+    if why := config.unrepeatable():
+        raise ValueError(f"verify-resume: there is nothing to prove: {why}")
+    if not config.steps_per_round:
+        raise ValueError("verify-resume: rounds of whole episodes end nobody knows when; give rounds a length")
     if not is_atari(config.env) and config.env not in task_ids():
         raise ValueError(
             f"verify-resume: {config.env} is an env of Gymnasium, whose state cannot be saved, so a resumed run begins "
             "new episodes; only Atari games and the tasks of fastrl's MuJoCo pool go on bit by bit"
         )
-    round_steps = int(getattr(config, "num_envs", 1))
-    half = -(-steps // round_steps) * round_steps
+    half = -(-steps // config.steps_per_round) * config.steps_per_round
     if half != steps:
-        print(f"verify-resume: {steps} steps are no whole rounds of {round_steps} envs; taking {half}")
+        print(f"verify-resume: {steps} steps are no whole rounds of {config.steps_per_round} steps; taking {half}")
     # Where runs go there is room for a run; /tmp is memory on many machines.
     config.runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=config.runs))
