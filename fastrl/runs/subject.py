@@ -61,11 +61,11 @@ def find_subject(arguments: argparse.Namespace, command: str) -> Subject:
         raise ValueError("--env: random play needs a game, --env PongNoFrameskip-v4 for example")
     else:
         env = arguments.env
-        rules = {"protocol": RANDOM_PROTOCOL, **evaluation_protocol(RANDOM_PROTOCOL)} if is_atari(env) else None
+        rules = evaluation_protocol(RANDOM_PROTOCOL) if is_atari(env) else None
     if arguments.protocol is not None:
         if rules is None:
             raise ValueError(f"--protocol: {env} is not an Atari game; its rules are its own")
-        rules = {**rules, "protocol": arguments.protocol, **evaluation_protocol(arguments.protocol)}
+        rules = {**rules, **evaluation_protocol(arguments.protocol)}
     seed = seeds.whole(arguments.seed, "evaluate")  # seeds next to each other are to share no games
     if random:
         return Subject(f"random play of {env}", env, rules, None, 1.0, seed)
