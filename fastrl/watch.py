@@ -85,12 +85,15 @@ class Chooser:
         space.seed(seeds.whole(chosen.seed, "evaluation actions"))
 
     def __call__(self, obs: npt.NDArray[Any]) -> tuple[Any, float | None]:
-        """An action of the env, and its value; None for random play."""
+        """An action of the env, and its value; None where nobody has put one on it."""
         if self.trained is None:
             return self._space.sample(), None
         values = self.trained.values(obs)
-        action = int(self.trained.policy.choose(values, self._epsilon, self._generator)[0])
-        return action + self._first, float(values[0, action])
+        action = self.trained.policy.choose(values, self._epsilon, self._generator)[0]
+        if not isinstance(self._space, spaces.Discrete):
+            return action, None
+        greedy = self.trained.policy.acts == "greedy"  # others have logits, which are no values
+        return int(action) + self._first, float(values[0, action]) if greedy else None
 
 
 class Follower:

@@ -29,7 +29,7 @@ class Subject:
 
     def require_actions(self, space: Any) -> None:
         """Raise if the policy chooses among other actions than a game has, whose ``space`` they are."""
-        actions = getattr(space, "n", None)
+        actions = getattr(space, "n", 0)  # 0: numbers instead of choices
         if self.trained is not None and actions != self.trained.num_actions:
             raise ValueError(
                 f"--protocol: {self.env} has {actions} actions by these rules, the policy chooses among "
