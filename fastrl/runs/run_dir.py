@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
 import platform
@@ -214,6 +215,7 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "gymnasium": gymnasium.__version__,
         "ale_py": str(build_info()["ale_py"]),
+        "mujoco": importlib.metadata.version("mujoco"),
     }
 
 
