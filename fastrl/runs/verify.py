@@ -59,10 +59,8 @@ def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
         whole = _digest(trainer, dataclasses.replace(shared, name="whole"))
         print(f"another, killed after its checkpoint at {half:,} steps ...", flush=True)
         broken = dataclasses.replace(shared, name="broken", checkpoint_every_steps=half)
-        killed_at = _kill_after_checkpoint(trainer, broken, half)
-        print(
-            f"killed (SIGKILL) with its newest checkpoint at {killed_at:,} steps; going on from there ...", flush=True
-        )
+        _kill_after_checkpoint(trainer, broken, half)
+        print(f"killed (SIGKILL) with its newest checkpoint at {half:,} steps; going on from there ...", flush=True)
         resumed = _digest(trainer, broken, resume=folder / "broken")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +92,7 @@ def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
     return found
 
 
-def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
+def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> None:
     process = _command(trainer, config, None)
     store = CheckpointStore(config.runs / config.name / "checkpoints")
     try:
@@ -108,7 +106,6 @@ def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
             f"verify-resume: the run was over before it could be killed at {steps} steps, which would prove nothing; "
             "give more steps"
         )
-    return steps
 
 
 def _require_success(process: subprocess.Popen[bytes], allowed: set[int]) -> None:
