@@ -40,12 +40,7 @@ def rules_played(chosen: Subject) -> tuple[list[str], dict[str, Any]]:
     """By which rules it is measured: for people, and for a file."""
     envs = make_envs(chosen.env, chosen.rules, 1, 0, 1)
     try:
-        actions = getattr(envs.single_action_space, "n", None)
-        if chosen.trained is not None and actions != chosen.trained.num_actions:
-            raise ValueError(
-                f"--protocol: {chosen.env} has {actions} actions by these rules, the policy chooses among "
-                f"{chosen.trained.num_actions}; take a protocol with the same ones"
-            )
+        chosen.require_actions(envs.single_action_space)
         if chosen.rules is None:
             limit = envs.spec.max_episode_steps if envs.spec is not None else None
             lines = [f"rules: Gymnasium's {chosen.env}, cut after {f'{limit:,} steps' if limit else 'no time'}"]

@@ -85,12 +85,15 @@ class Chooser:
         space.seed(seeds.whole(chosen.seed, "evaluation actions"))
 
     def __call__(self, obs: npt.NDArray[Any]) -> tuple[Any, float | None]:
-        """An action of the env, and its value; None for random play."""
+        """An action of the env, and its value; None where nobody has put one on it."""
         if self.trained is None:
             return self._space.sample(), None
         values = self.trained.values(obs)
-        action = int(self.trained.policy.choose(values, self._epsilon, self._generator)[0])
-        return action + self._first, float(values[0, action])
+        action = self.trained.policy.choose(values, self._epsilon, self._generator)[0]
+        if not isinstance(self._space, spaces.Discrete):
+            return action, None
+        greedy = self.trained.policy.acts == "greedy"  # others have logits, which are no values
+        return int(action) + self._first, float(values[0, action]) if greedy else None
 
 
 class Follower:
@@ -202,7 +205,7 @@ def watch(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace, chosen: Subject, game: ShownGame, ended: Callable[[], bool]) -> None:
-    require_same_actions(chosen, game)
+    chosen.require_actions(game.action_space)
     chooser = Chooser(chosen, game.action_space)
     pictures_per_s = (arguments.fps or game.frames_per_s) / game.frames_per_step
     follower = None
@@ -242,16 +245,6 @@ def _watch(arguments: argparse.Namespace, chosen: Subject, game: ShownGame, ende
         print(f"stopped after {len(games)} whole games")
     if not screen.live:
         print(f"written: {arguments.to}")
-
-
-def require_same_actions(chosen: Subject, game: ShownGame) -> None:
-    """Raise if the policy chooses among other actions than the game has."""
-    actions = getattr(game.action_space, "n", None)
-    if chosen.trained is not None and actions != chosen.trained.num_actions:
-        raise ValueError(
-            f"--protocol: {chosen.env} has {actions} actions by these rules, the policy chooses among "
-            f"{chosen.trained.num_actions}; take a protocol with the same ones"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -241,6 +241,12 @@ def test_a_protocol_with_other_actions_is_refused(capsys: pytest.CaptureFixture[
     assert "has 18 actions by these rules, the policy chooses among 6" in said
 
 
+def test_a_policy_whose_actions_are_numbers_is_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main([str(tiny_runs.pendulum()), "--episodes", "2"])
+
+    assert "checkpoint, of 300 steps, in Pendulum-v1: 2 games, epsilon 0, seed 0" in capsys.readouterr().out
+
+
 def test_foreign_and_damaged_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"format": 1, "lr": 0.1}')
     run = tiny_runs.copy_of(tiny_runs.cart(), tmp_path / "cart")

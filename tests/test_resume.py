@@ -296,11 +296,13 @@ def test_settings_changed_by_hand_are_noticed(stopped: Path, tmp_path: Path) -> 
 
 
 def test_other_versions_are_refused_unless_accepted(stopped: Path, tmp_path: Path) -> None:
-    run = changed(stopped, tmp_path, versions={"torch": "1.0"})
+    run = changed(stopped, tmp_path, versions={"torch": "1.0", "mujoco": "1.0", "of_a_later_fastrl": "7"})
     refused("was trained under other versions .torch 1.0 -> .*--accept-changed-bits", run)
     found = resume(run, without_replay=False, accept_changed_bits=True)
     with a_run(tmp_path, found) as again:
         assert "torch 1.0 ->" in again.session._notes[0]
+        assert "mujoco 1.0 ->" in again.session._notes[0]
+        assert "of_a_later_fastrl 7 -> None" in again.session._notes[0]
     assert RunDir.open(run).description["versions"]["torch"] == torch.__version__
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_runs
+from gymnasium import spaces
 from PIL import Image
 
 import fastrl
@@ -120,6 +121,20 @@ def test_what_is_watched_is_what_evaluating_one_game_by_the_same_seed_plays() ->
     assert watched == measured
     assert len(set(watched)) > 3
     game.close()
+
+
+def test_a_value_is_told_only_where_the_network_has_one() -> None:
+    numbers = fastrl.load(tiny_runs.pendulum(), note=quiet)
+    chooser = watch.Chooser(Subject("", numbers.env_id, None, numbers, 0.0, 0), spaces.Box(-2, 2, (1,)))
+    action, value = chooser(np.zeros(3))
+    assert (action.tolist(), value) == (numbers.act(np.zeros(3)).tolist(), None)
+
+    cart = fastrl.load(tiny_runs.cart(), note=quiet)
+    chooser = watch.Chooser(Subject("", cart.env_id, None, cart, 0.0, 0), spaces.Discrete(2))
+    obs = np.ones(4)
+    assert chooser(obs) == (cart.act(obs), cart.values(obs).max())
+    cart.policy.acts = "sample"  # from logits
+    assert chooser(obs)[1] is None
 
 
 def test_games_follow_each_other_until_somebody_ends_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from fastrl import dqn
+from fastrl import ddpg, dqn
 from fastrl.runs import checkpoint
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.command_line import with_preset
@@ -58,6 +59,22 @@ def pong() -> Path:
 def cart() -> Path:
     """A run of CartPole."""
     return _train("cart", "classic", hidden_units=(16,))
+
+
+@functools.cache
+def pendulum() -> Path:
+    """A run of Pendulum, whose actions are numbers."""
+    config = dataclasses.replace(
+        with_preset(ddpg.TRAINER, "fast"),
+        **_SHARED,
+        env="Pendulum-v1",
+        actor_hidden_units=(16,),
+        critic_hidden_units=(16,),
+        runs=_directory(),
+        name="pendulum",
+    )
+    ddpg.train(config)
+    return _directory() / "pendulum"
 
 
 def copy_of(run: Path, to: Path) -> Path:

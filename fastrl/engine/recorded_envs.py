@@ -354,4 +354,4 @@ def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
 def evaluation_protocol(name: str | Protocol) -> dict[str, Any]:
     """Which rules a policy is measured by under this protocol: full games, true rewards, the protocol's time limit."""
     rules = named_protocol(name)
-    return {"life_loss": "ignored", "reward": "raw", "max_frames": rules.evaluation_max_frames}
+    return {"protocol": name, "life_loss": "ignored", "reward": "raw", "max_frames": rules.evaluation_max_frames}

@@ -409,7 +409,7 @@ class _Run:
 
     def train(self) -> Session:
         config, recipe = self.config, self.recipe
-        rules = {"protocol": config.protocol, **evaluation_protocol(config.protocol)} if is_atari(config.env) else None
+        rules = evaluation_protocol(config.protocol) if is_atari(config.env) else None
         policy = {
             "env": config.env,
             "network": self.network,

@@ -7,10 +7,8 @@ process ends. A run that is resumed evaluates what it had not yet.
 from __future__ import annotations
 
 import csv
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from fastrl.runs import checkpoint, seeds
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.console import Console
 from fastrl.runs.run_dir import RunDir
+from fastrl.runs.workers import die_with
 
 COLUMNS = (
     "frames", "steps", "updates", "wall_s",
@@ -62,7 +61,7 @@ class BackgroundEvaluation:
         self._write_rows()
         for at in self._snapshots.steps_saved():
             if at > steps:
-                self._forget(self._snapshots.directory / f"ckpt-{at:012d}.json")
+                self._forget(self._snapshots.path_of(at))
         try:
             best = self._store.load_best()
         except ValueError as error:
@@ -100,7 +99,7 @@ class BackgroundEvaluation:
         waiting = [
             path
             for steps in reversed(self._snapshots.steps_saved())
-            if (path := self._snapshots.directory / f"ckpt-{steps:012d}.json") not in self._failed
+            if (path := self._snapshots.path_of(steps)) not in self._failed
         ]
         if waiting:
             self._working_on = waiting[0]
@@ -195,14 +194,6 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["steps"])
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the trainer ends, however it does."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        sys.exit("the trainer is gone")
-
-
 def _work(path: Path, network: str) -> None:
     """Evaluate one snapshot and write the result beside it."""
     from fastrl.learn.networks import named_factory
@@ -237,5 +228,5 @@ def _work(path: Path, network: str) -> None:
 
 
 if __name__ == "__main__":
-    _die_with(int(sys.argv[2]))
+    die_with(int(sys.argv[2]))
     _work(Path(sys.argv[1]), sys.argv[3])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -34,7 +35,6 @@ from fastrl.engine.saved_replays import check_saved_replay, forget_replays
 
 FORMAT = 1
 BEST = "best"
-_NAME = "ckpt-{:012d}"
 _ANY = "-" + "[0-9]" * 12 + ".json"
 _TENSORS_NAME = re.compile(r"[a-z]+-\d{12}-[0-9a-f]{16}\.safetensors")
 _REPLAY_NAME = re.compile(r"replay(-\d+)?/replay-\d{8}\.json")
@@ -81,13 +81,13 @@ class CheckpointStore:
 
     # ---- what there is
 
-    def path_of(self, steps: int) -> Path:
-        """Where the checkpoint of ``steps`` is, or would be."""
-        return self.directory / f"{_NAME.format(steps)}.json"
+    def path_of(self, steps: int, kind: str = "ckpt") -> Path:
+        """Where the checkpoint of ``steps`` is, or would be; ``kind`` is "ckpt" or :data:`BEST`."""
+        return self.directory / f"{kind}-{steps:012d}.json"
 
-    def steps_saved(self) -> list[int]:
+    def steps_saved(self, kind: str = "ckpt") -> list[int]:
         """The steps at which there are checkpoints, whole or not, the newest first."""
-        return sorted((int(path.stem.split("-")[1]) for path in self.directory.glob("ckpt" + _ANY)), reverse=True)
+        return sorted((int(path.stem.split("-")[1]) for path in self.directory.glob(kind + _ANY)), reverse=True)
 
     def replay_directory(self, replay_save: Path | None) -> Path:
         """Where a run saves its replay that went on with ``replay_save``; None: with an empty one, so in a new store.
@@ -96,9 +96,9 @@ class CheckpointStore:
         """
         if replay_save is not None:
             return replay_save.parent
+        names = itertools.chain(["replay"], (f"replay-{number}" for number in itertools.count(2)))
         taken = {path.name for path in self.directory.glob("replay*")}
-        number = next(n for n in range(1, len(taken) + 2) if (f"replay-{n}" if n > 1 else "replay") not in taken)
-        return self.directory / (f"replay-{number}" if number > 1 else "replay")
+        return self.directory / next(name for name in names if name not in taken)
 
     # ---- saving
 
@@ -110,7 +110,7 @@ class CheckpointStore:
             tensors: of any kind and number.
             state: plain values; under ``replay`` the manifest that belongs to it, relative to ``directory``.
         """
-        path = self._write(_NAME.format(steps), steps, tensors, state)
+        path = self._write(self.path_of(steps), steps, tensors, state)
         self.forget_after(steps)
         for old in self.steps_saved()[self.keep :]:
             self.path_of(old).unlink(missing_ok=True)
@@ -119,14 +119,14 @@ class CheckpointStore:
 
     def save_best(self, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
         """Keep these weights apart from the rotation. The ones before stay until these are whole."""
-        path = self._write(f"{BEST}-{steps:012d}", steps, tensors, state)
-        for other in self.directory.glob(BEST + _ANY):
-            if other != path:
-                other.unlink(missing_ok=True)
+        path = self._write(self.path_of(steps, BEST), steps, tensors, state)
+        for other in self.steps_saved(BEST):
+            if other != steps:
+                self.path_of(other, BEST).unlink(missing_ok=True)
         self.tidy()
         return path
 
-    def _write(self, stem: str, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+    def _write(self, path: Path, steps: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
         if not 0 <= steps <= _MOST_STEPS:
             raise ValueError(f"save: {steps} steps are outside [0, {_MOST_STEPS:,}]")
         make_private_directory(self.directory)
@@ -134,8 +134,7 @@ class CheckpointStore:
         sha256 = hashlib.sha256(content).hexdigest()
         # The name is the content's: a checkpoint of the same steps, by an earlier life of this run, stays whole until
         # the JSON, which is replaced at once, names these tensors.
-        name = f"{stem}-{sha256[:16]}.safetensors"
-        path = self.directory / f"{stem}.json"
+        name = f"{path.stem}-{sha256[:16]}.safetensors"
         described = {"file": name, "bytes": len(content), "sha256": sha256}
         try:
             write_private(self.directory / name, content)
@@ -226,8 +225,8 @@ class CheckpointStore:
 
     def load_best(self) -> Checkpoint | None:
         """The weights that evaluated best so far; None before the first evaluation."""
-        found = sorted(self.directory.glob(BEST + _ANY), reverse=True)
-        return read(found[0]) if found else None
+        found = self.steps_saved(BEST)
+        return read(self.path_of(found[0], BEST)) if found else None
 
 
 def _in(name: str, directory: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from fastrl.engine.games import nearest
 from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
+from fastrl.runs.side_by_side import is_said, run_seeds
 from fastrl.runs.traps import NonFiniteLoss
 from fastrl.runs.workers import WorkerFailed
 
@@ -85,8 +86,7 @@ def _require_said_again(stored: Any, arguments: Sequence[str]) -> None:
     """Raise if resuming would import a module that only the run's files name."""
     for name in ("network", "env"):
         value = str(getattr(stored, name, ""))
-        said = any(a == f"--{name}" or a.startswith(f"--{name}=") for a in arguments)
-        if ":" in value and not said:
+        if ":" in value and not is_said(f"--{name}", arguments):
             raise ValueError(
                 f"resume: the run's {name} '{value}' imports a module, and resuming runs no code that only a file "
                 f"names; if you trust it, say it again: --{name} {value}"
@@ -139,17 +139,10 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
     try:
         config, flags = parse(trainer, arguments)
         if flags.verify_resume is not None:
-            if why := config.unrepeatable():
-                raise ValueError(f"verify-resume: there is nothing to prove: {why}")
-            if not config.steps_per_round:
-                raise ValueError("verify-resume: rounds of whole episodes end nobody knows when; give rounds a length")
-            flags.verify_resume = -(-flags.verify_resume // config.steps_per_round) * config.steps_per_round
             from fastrl.runs.verify import verify_resume
 
             sys.exit(verify_resume(trainer, config, flags.verify_resume))
         if flags.seeds is not None:
-            from fastrl.runs.side_by_side import run_seeds
-
             sys.exit(run_seeds(trainer.algorithm, list(arguments), flags.seeds, config.name))
         if flags.resume is None and flags.resume_without_replay is None:
             changes = preset_lines(trainer, config.preset)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from fastrl.engine.atari_pool import AtariPool
+from fastrl.engine.games import find_game
 from fastrl.engine.recorded_envs import is_atari, make_vectors
 from fastrl.runs import seeds
 from fastrl.runs.scores import human_normalised
@@ -147,6 +148,4 @@ def at_random(envs: Any, seed: int) -> Act:
 
 def normalised(env: str, score: float, convention: str = "57") -> float | None:
     """Where ``score`` lies between random play (0) and a human (1); None where neither is known."""
-    from fastrl.engine.games import find_game
-
     return human_normalised(find_game(env).name, score, convention) if is_atari(env) else None

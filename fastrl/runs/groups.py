@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastrl.engine.games import find_game
+from fastrl.engine.recorded_envs import is_atari
+from fastrl.runs.run_dir import FORMAT
 from fastrl.runs.tables import read_columns, without_redone
-
-FORMAT = 1  # of config.json; what other formats mean is not guessed
 
 # What the runs of one group may differ in: their seeds, and what shapes neither learning nor its measurement. The
 # device and the precision are not among it, though they should not matter: that is what a report can show.
@@ -94,7 +94,7 @@ def read_run(path: str | Path) -> Run:
         setting.pop("protocol", None)
         setting |= {f"protocol.{k}": v for k, v in rules.items() if k != "reference"}
     env = str(config["env"])
-    game = _game(env)
+    game = find_game(env).name if is_atari(env) else None
     named = rules.get("name") or config.get("protocol")
     return Run(
         path=path,
@@ -158,13 +158,6 @@ def _stored_config(path: Path) -> dict[str, Any]:
     if not (isinstance(stored["config"], dict) and "env" in stored["config"]):
         raise ValueError(f"read_run: {path} names no env in its config; the file is damaged")
     return stored
-
-
-def _game(env: str) -> str | None:
-    try:
-        return find_game(env).name
-    except ValueError:
-        return None
 
 
 def _with_columns(path: Path, *needed: str) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ class RunOptions:
     @property
     def steps_per_round(self) -> int:
         """Checkpoints are made after multiples of so many steps; 0: nobody knows before."""
-        return 1
+        return int(getattr(self, "num_envs", 1))  # envs take their steps together
 
 
 # What neither shapes learning nor changes bits, so that a resumed run may have it otherwise.
@@ -137,5 +136,3 @@ def require_number(config: Any, name: str, least: float, most: float) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (least <= value <= most):
         raise ValueError(f"{name}: {value!r} is outside [{least}, {most}]")
-    if math.isnan(value):
-        raise ValueError(f"{name}: is not a number")

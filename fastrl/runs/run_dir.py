@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
 import platform
@@ -106,13 +107,11 @@ class RunDir:
         directory = Path(path)
         if not directory.is_dir():
             raise NotARun(f"run: {directory} is not a directory; a run's directory holds config.json")
+        if not (directory / "config.json").exists():
+            raise NotARun(f"run: {directory} has no config.json, so it is not a run of fastrl")
         try:
-            if not (directory / "config.json").exists():
-                raise NotARun(f"run: {directory} has no config.json, so it is not a run of fastrl")
             description = json.loads(read_regular(directory / "config.json", _MOST_BYTES))
         except (DamagedFile, ValueError, RecursionError) as error:
-            if isinstance(error, NotARun):
-                raise
             raise NotARun(f"run: {directory}/config.json cannot be read ({error})") from None
         if not isinstance(description, dict):
             raise NotARun(f"run: {directory}/config.json holds {type(description).__name__}, not an object")
@@ -214,6 +213,7 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "gymnasium": gymnasium.__version__,
         "ale_py": str(build_info()["ale_py"]),
+        "mujoco": importlib.metadata.version("mujoco"),
     }
 
 

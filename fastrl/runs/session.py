@@ -97,8 +97,7 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
             f"resume: {path}/config.json is not what its checkpoint was made under: {'; '.join(changes)}. "
             "It was changed since, or damaged; put back what the checkpoint has"
         )
-    now, before = versions(), run.description.get("versions", {})
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in _BITS_DEPEND_ON if now[name] != before.get(name)]
+    changed = _differing(_BITS_DEPEND_ON, run.description["versions"], versions())
     if changed and not accept_changed_bits:
         raise NotARun(
             f"resume: {path} was trained under other versions ({', '.join(changed)}), so going on would not be "
@@ -111,6 +110,10 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
         )
     replay_save = store.replay_save(found) if saved_replay and not without_replay else None
     return Resumed(run, found, replay_save, accept_changed_bits)
+
+
+def _differing(names: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 def _require_parts(found: Checkpoint) -> None:
@@ -179,9 +182,6 @@ class Session:
         self.store = CheckpointStore(self.run.checkpoints, config.keep_checkpoints)
         self.clock = StageClock()
         self._stack = contextlib.ExitStack()
-        self._began_s = self._logged_s = time.perf_counter()
-        self._logged_steps = self._logged_updates = 0
-        self._saved_s = time.perf_counter()
         self._saved_counts: tuple[int, int] | None = None  # steps and updates of this life's newest checkpoint
         self._resumed = resumed
         self._newest_steps = resumed.checkpoint.steps if resumed else -1  # of this run's history
@@ -205,11 +205,11 @@ class Session:
                     f"bit-exact; --accept-changed-bits goes on nevertheless"
                 )
         here, now = machine(), versions()
-        then, under = before.get("machine", {}), before.get("versions", {})
-        changed = [f"{name} {under[name]} -> {now[name]}" for name in under if now.get(name) != under[name]]
-        changed += [f"{name} {then[name]} -> {here[name]}" for name in ("cpu", "gpu") if then.get(name) != here[name]]
-        if self.run.config.get("device") != settings.get("device"):
-            changed.append(f"device {self.run.config.get('device')} -> {settings.get('device')}")
+        changed = [
+            *_differing(before["versions"], before["versions"], now),
+            *_differing(("cpu", "gpu"), before["machine"], here),
+            *_differing(("device",), self.run.config, settings),
+        ]
         if changed:
             self._notes.append(f"not the machine or versions of before, so bits may differ: {', '.join(changed)}")
         self.run.update(config=settings, versions=now, machine=here, **facts, finished=False)

@@ -37,6 +37,11 @@ def parse_seeds(text: str) -> list[int]:
     return found
 
 
+def is_said(flag: str, arguments: Sequence[str]) -> bool:
+    """Whether a command line has a value for ``flag``; tyro takes ``--torch_threads`` for ``--torch-threads``."""
+    return any(argument.partition("=")[0].replace("_", "-") == flag for argument in arguments)
+
+
 def _without(arguments: Sequence[str], *flags: str) -> list[str]:
     """The command line without these flags and their values."""
     kept: list[str] = []
@@ -72,7 +77,7 @@ def run_seeds(algorithm: str, arguments: Sequence[str], text: str, name: str | N
     shared = _without(arguments, "--seeds", "--seed", "--name")
     # Cores are shared out: a run that is not told otherwise takes its part of them.
     for flag in ("--threads", "--torch-threads"):
-        if not any(a == flag or a.startswith(f"{flag}=") for a in shared):
+        if not is_said(flag, shared):
             shared += [flag, str(each)]
     print(f"seeds {text}: {at_once} runs at a time, {each} of {cores} cores each", flush=True)
     running: dict[int, subprocess.Popen[str]] = {}

@@ -27,6 +27,15 @@ class Subject:
     epsilon: float  # how often a trained policy acts at random all the same
     seed: int  # of the games and of what is random
 
+    def require_actions(self, space: Any) -> None:
+        """Raise if the policy chooses among other actions than a game has, whose ``space`` they are."""
+        actions = getattr(space, "n", 0)  # 0: numbers instead of choices
+        if self.trained is not None and actions != self.trained.num_actions:
+            raise ValueError(
+                f"--protocol: {self.env} has {actions} actions by these rules, the policy chooses among "
+                f"{self.trained.num_actions}; take a protocol with the same ones"
+            )
+
 
 def find_subject(arguments: argparse.Namespace, command: str) -> Subject:
     """What the command line asks for, of a command called ``command``."""
@@ -52,11 +61,11 @@ def find_subject(arguments: argparse.Namespace, command: str) -> Subject:
         raise ValueError("--env: random play needs a game, --env PongNoFrameskip-v4 for example")
     else:
         env = arguments.env
-        rules = {"protocol": RANDOM_PROTOCOL, **evaluation_protocol(RANDOM_PROTOCOL)} if is_atari(env) else None
+        rules = evaluation_protocol(RANDOM_PROTOCOL) if is_atari(env) else None
     if arguments.protocol is not None:
         if rules is None:
             raise ValueError(f"--protocol: {env} is not an Atari game; its rules are its own")
-        rules = {**rules, "protocol": arguments.protocol, **evaluation_protocol(arguments.protocol)}
+        rules = {**rules, **evaluation_protocol(arguments.protocol)}
     seed = seeds.whole(arguments.seed, "evaluate")  # seeds next to each other are to share no games
     if random:
         return Subject(f"random play of {env}", env, rules, None, 1.0, seed)

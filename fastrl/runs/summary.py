@@ -41,9 +41,7 @@ class Summary:
         cls, row: Row, shares: Mapping[str, float], total_steps: int, evaluation: Row | None, best: Row | None
     ) -> Self:
         """From rows of metrics.csv and evaluations.csv."""
-        loss_name = next((name for name in row if name == "loss"), None) or next(
-            (name for name in row if "loss" in name), "loss"
-        )
+        loss_name = "loss" if "loss" in row else next((name for name in row if "loss" in name), "loss")
         exploration_name = next((name for name in ("epsilon", "entropy", "noise") if name in row), "epsilon")
         return cls(
             total_steps=total_steps,

@@ -25,7 +25,7 @@ from fastrl.engine.recorded_envs import make_gymnasium
 from fastrl.learn.networks import user_factory
 from fastrl.learn.policies import Policy
 from fastrl.runs import checkpoint as checkpoints
-from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
+from fastrl.runs.checkpoint import BEST, Checkpoint, CheckpointStore
 from fastrl.runs.run_dir import NotARun, RunDir
 
 Factory = Callable[[dict[str, Any]], nn.Module]
@@ -260,10 +260,9 @@ def _find_checkpoint(
 
 def _of_steps(store: CheckpointStore, steps: int, run: RunDir) -> Checkpoint:
     # The rotation's and the best one; of evaluations under way too, as long as they are there.
-    folders = (store.directory, run.path / "evaluations")
-    for path in (folder / f"{stem}-{steps:012d}.json" for folder in folders for stem in ("ckpt", "best")):
+    stores = (store, CheckpointStore(run.path / "evaluations"))
+    for path in (where.path_of(steps, kind) for where in stores for kind in ("ckpt", BEST)):
         if path.is_file():
             return checkpoints.read(path)
-    found = {int(p.stem.split("-")[1]) for p in store.directory.glob("best-" + "[0-9]" * 12 + ".json")}
-    known = ", ".join(f"{at:,}" for at in sorted(found | set(store.steps_saved()), reverse=True))
+    known = ", ".join(f"{at:,}" for at in sorted({*store.steps_saved(), *store.steps_saved(BEST)}, reverse=True))
     raise ValueError(f"checkpoint: {run.path} has none of {steps:,} steps; there are {known or 'none at all'}")

@@ -30,15 +30,18 @@ DIGEST_FILE = "digest.json"
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     """Prove it for this configuration; returns the exit code."""
+    if why := config.unrepeatable():
+        raise ValueError(f"verify-resume: there is nothing to prove: {why}")
+    if not config.steps_per_round:
+        raise ValueError("verify-resume: rounds of whole episodes end nobody knows when; give rounds a length")
     if not is_atari(config.env) and config.env not in task_ids():
         raise ValueError(
             f"verify-resume: {config.env} is an env of Gymnasium, whose state cannot be saved, so a resumed run begins "
             "new episodes; only Atari games and the tasks of fastrl's MuJoCo pool go on bit by bit"
         )
-    round_steps = int(getattr(config, "num_envs", 1))
-    half = -(-steps // round_steps) * round_steps
+    half = -(-steps // config.steps_per_round) * config.steps_per_round
     if half != steps:
-        print(f"verify-resume: {steps} steps are no whole rounds of {round_steps} envs; taking {half}")
+        print(f"verify-resume: {steps} steps are no whole rounds of {config.steps_per_round} steps; taking {half}")
     # Where runs go there is room for a run; /tmp is memory on many machines.
     config.runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".verify-", dir=config.runs))
@@ -56,10 +59,8 @@ def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
         whole = _digest(trainer, dataclasses.replace(shared, name="whole"))
         print(f"another, killed after its checkpoint at {half:,} steps ...", flush=True)
         broken = dataclasses.replace(shared, name="broken", checkpoint_every_steps=half)
-        killed_at = _kill_after_checkpoint(trainer, broken, half)
-        print(
-            f"killed (SIGKILL) with its newest checkpoint at {killed_at:,} steps; going on from there ...", flush=True
-        )
+        _kill_after_checkpoint(trainer, broken, half)
+        print(f"killed (SIGKILL) with its newest checkpoint at {half:,} steps; going on from there ...", flush=True)
         resumed = _digest(trainer, broken, resume=folder / "broken")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +92,7 @@ def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
     return found
 
 
-def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
+def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> None:
     process = _command(trainer, config, None)
     store = CheckpointStore(config.runs / config.name / "checkpoints")
     try:
@@ -105,7 +106,6 @@ def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> int:
             f"verify-resume: the run was over before it could be killed at {steps} steps, which would prove nothing; "
             "give more steps"
         )
-    return steps
 
 
 def _require_success(process: subprocess.Popen[bytes], allowed: set[int]) -> None:

@@ -151,7 +151,7 @@ class WorkerGroup:
             for index in range(len(orders)):
                 self._workers.append(self._start(index))
             for worker in self._workers:  # once all of them are on their way: a long order waits for its reader
-                self._tell_order(worker)
+                self._tell_order(worker.index)
         except BaseException:
             self.stop()
             raise
@@ -171,16 +171,15 @@ class WorkerGroup:
         worker.steps_before = int(self._board.steps[index])
         return worker
 
-    def _tell_order(self, worker: _Worker) -> None:
+    def _tell_order(self, index: int) -> None:
         order = {
-            **self._orders[worker.index],
-            "worker": worker.index,
+            **self._orders[index],
+            "worker": index,
             "board": vars(self._board.handle()),
             "workers": self._board.workers,
             "sums": self._board.sums_width,
         }
-        with contextlib.suppress(OSError):  # it is dead, which the next poll finds
-            worker.line.send(order)
+        self.tell(index, order)
 
     @property
     def pids(self) -> list[int]:
@@ -234,7 +233,7 @@ class WorkerGroup:
         self._note(f"worker {index} ended ({how}); another takes its place, with new games")
         self._orders[index] = {**self._orders[index], "life": worker.life + 1, "state": None}
         self._workers[index] = self._start(index)
-        self._tell_order(self._workers[index])
+        self._tell_order(index)
 
     def pause(self, within_s: float) -> list[dict[str, Any]]:
         """Let every worker come to the end of a round and tell its state; they wait until :meth:`go_on`.
@@ -264,8 +263,7 @@ class WorkerGroup:
         """End a pause."""
         self._board.wish = RUN
         for worker in self._workers:
-            with contextlib.suppress(OSError):  # it died meanwhile, which the next poll finds
-                worker.line.send({"go_on": True})
+            self.tell(worker.index, {"go_on": True})
 
     def stop(self) -> None:
         """End all workers at once. What they know is lost, unless they paused before."""
