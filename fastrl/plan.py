@@ -87,7 +87,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Try, work out, tell; returns the exit code."""
     own = argparse.ArgumentParser(
         prog="fastrl plan",
-        description=f"{__doc__} Every option of the trainer may follow: fastrl plan --algo dqn --env ... --preset nature",
+        description=f"{__doc__} Every option of the trainer may follow: --algo dqn --env ... --preset nature",
         allow_abbrev=False,
         epilog="Exit code 3: it does not fit into the memory that is available now.",
     )

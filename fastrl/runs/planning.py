@@ -1,4 +1,4 @@
-"""What a run will take, worked out from a trial and the sizes that are asked for, before anything large is allocated."""
+"""What a run will take, worked out from a trial and what was asked for, before anything large is allocated."""
 
 from __future__ import annotations
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import importlib
-import json
-import os
+import math
 import shutil
 import signal
 import subprocess
@@ -22,8 +20,8 @@ from typing import Any
 from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs.checkpoint import CheckpointStore, read
-from fastrl.runs.command_line import Trainer, from_stored
-from fastrl.runs.run_dir import as_json
+from fastrl.runs.child_run import ChildRun
+from fastrl.runs.command_line import Trainer
 
 _POLL_S = 0.1
 _START_WITHIN_S = 300.0
@@ -31,7 +29,7 @@ _LOG_EVERY_STEPS = {"cpu": 250, "cuda": 2_500}  # a row of metrics.csv takes a m
 # The first rows of a phase also have what is done once, such as torch's choice of its convolutions.
 _LEAVE_OUT_ROWS = 2
 _LEAST_ROWS = 5
-_INTERRUPTED = 130
+_TERMINATED = 143
 _EVALUATE_FOR_S = 15.0
 
 
@@ -129,38 +127,26 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     path = config.runs / config.name
     said = config.runs / "said.txt"
     began = time.perf_counter()
-    with open(said, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(as_json(config))],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            peak = PeakMemory(process.pid)
-            learning_s: float | None = None
-            while process.poll() is None:
-                time.sleep(_POLL_S)
-                peak.look()
-                now = time.perf_counter()
-                if learning_s is None:
-                    if any(int(row["updates"]) for row in _rows(path)):
-                        learning_s = now
-                    elif now - began > _START_WITHIN_S:
-                        break
-                elif now - learning_s > seconds and sum(int(row["updates"]) > 0 for row in _rows(path)) >= _LEAST_ROWS:
-                    process.send_signal(signal.SIGINT)
-                    learning_s = float("inf")  # it saves, and ends
-            lived_s = time.perf_counter() - began
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with open(said, "wb") as output, ChildRun(trainer, config, output=output) as child:
+        process, peak = child.process, PeakMemory(child.process.pid)
+        learning_s: float | None = None  # since when
+        while process.poll() is None:
+            time.sleep(_POLL_S)
+            peak.look()
+            now = time.perf_counter()
+            updated = sum(int(row["updates"]) > 0 for row in _rows(path))
+            if learning_s is None:
+                learning_s = now if updated else None
+                if now - began > _START_WITHIN_S:
+                    break
+            elif now - learning_s > seconds and updated >= _LEAST_ROWS:
+                process.send_signal(signal.SIGTERM)
+                learning_s = math.inf  # it saves, and ends
+        lived_s = time.perf_counter() - began
     rows = list(_rows(path))
     learning = [row for row in rows if int(row["updates"])]
     store = CheckpointStore(path / "checkpoints")
-    if process.returncode not in (0, _INTERRUPTED) or len(learning) < 2 or not store.steps_saved():
+    if process.returncode not in (0, _TERMINATED) or len(learning) < 2 or not store.steps_saved():
         words = said.read_text(errors="replace").strip().splitlines()
         raise TrialFailed(f"the trial ended with exit code {process.returncode}: {words[-1] if words else 'no word'}")
     saved = read(store.path_of(store.steps_saved()[0]))
@@ -216,12 +202,3 @@ def _rate(rows: list[dict[str, str]]) -> float:
     """Steps a second from the first of these rows to the last."""
     steps = int(rows[-1]["steps"]) - int(rows[0]["steps"])
     return steps / (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"]))
-
-
-def _train(module: str, order: str) -> None:
-    trainer: Trainer = importlib.import_module(module).TRAINER
-    trainer.train(from_stored(trainer.config_class, json.loads(order)))
-
-
-if __name__ == "__main__":
-    _train(sys.argv[1], sys.argv[2])

@@ -7,12 +7,8 @@ there. Both must end with the same weights, optimiser, generators, replay and ga
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,11 +17,10 @@ from typing import Any
 from fastrl.engine.mujoco_tasks import task_ids
 from fastrl.engine.recorded_envs import is_atari
 from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.child_run import ChildRun
 from fastrl.runs.command_line import Trainer
-from fastrl.runs.run_dir import as_json
 
 _POLL_S = 0.02
-DIGEST_FILE = "digest.json"
 
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
@@ -70,37 +65,19 @@ def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     return 0 if same else 1
 
 
-def _command(trainer: Trainer, config: Any, resume: Path | None) -> subprocess.Popen[bytes]:
-    """A process that trains with ``config`` and leaves its digest."""
-    order = {"config": as_json(config), "resume": None if resume is None else str(resume)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastrl.runs.verify", f"fastrl.{trainer.algorithm}", json.dumps(order)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def _digest(trainer: Trainer, config: Any, resume: Path | None = None) -> str:
-    process = _command(trainer, config, resume)
-    try:
-        process.wait()
-    finally:
-        _kill(process)
-    _require_success(process, {0})
-    found: str = json.loads((config.runs / config.name / DIGEST_FILE).read_text())
-    return found
+    with ChildRun(trainer, config, resume=resume, digest=True) as child:
+        child.process.wait()
+    _require_success(child, {0})
+    return child.digest()
 
 
 def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> None:
-    process = _command(trainer, config, None)
     store = CheckpointStore(config.runs / config.name / "checkpoints")
-    try:
-        while not store.steps_saved() and process.poll() is None:
+    with ChildRun(trainer, config) as child:
+        while not store.steps_saved() and child.process.poll() is None:
             time.sleep(_POLL_S)
-    finally:
-        _kill(process)
-    _require_success(process, {0, -signal.SIGKILL})
+    _require_success(child, {0, -signal.SIGKILL})
     if store.steps_saved()[:1] != [steps]:
         raise ValueError(
             f"verify-resume: the run was over before it could be killed at {steps} steps, which would prove nothing; "
@@ -108,31 +85,6 @@ def _kill_after_checkpoint(trainer: Trainer, config: Any, steps: int) -> None:
         )
 
 
-def _require_success(process: subprocess.Popen[bytes], allowed: set[int]) -> None:
-    if process.returncode not in allowed:
-        raise ChildProcessError(f"verify-resume: a run ended with exit code {process.returncode}; it has said why")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End it and what it started, also when this process is interrupted."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _train_and_tell(module: str, order: dict[str, Any]) -> None:
-    import importlib
-
-    from fastrl.runs.command_line import from_stored
-    from fastrl.runs.session import Session
-
-    trainer: Trainer = importlib.import_module(module).TRAINER
-    config = from_stored(trainer.config_class, order["config"])
-    resume = None if order["resume"] is None else Path(order["resume"])
-    Session.digest_at_end = True
-    session = trainer.train(config, resume_run=resume)
-    (session.run.path / DIGEST_FILE).write_text(json.dumps(session.final_digest))
-
-
-if __name__ == "__main__":
-    _train_and_tell(sys.argv[1], json.loads(sys.argv[2]))
+def _require_success(child: ChildRun, allowed: set[int]) -> None:
+    if (code := child.process.returncode) not in allowed:
+        raise ChildProcessError(f"verify-resume: a run ended with exit code {code}; it has said why")

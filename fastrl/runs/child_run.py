@@ -1,0 +1,84 @@
+"""A training in a process of its own, for those who watch it, end it, or compare it with another."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from fastrl.runs.command_line import Trainer, from_stored
+from fastrl.runs.run_dir import as_json
+
+_DIGEST_FILE = "digest.json"
+
+
+class ChildRun:
+    """Trains with ``config``, which names the run, while it is entered; it and what it started end with the block.
+
+    Args:
+        trainer: the algorithm.
+        config: of the run.
+        resume: go on with this run.
+        digest: leave a hash of all that decides how the run would go on.
+        output: where its words go; None: nowhere, but for errors.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: Any,
+        *,
+        resume: Path | None = None,
+        digest: bool = False,
+        output: IO[bytes] | None = None,
+    ) -> None:
+        self.path: Path = config.runs / config.name
+        order = {"config": as_json(config), "resume": None if resume is None else str(resume), "digest": digest}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(order)],
+            stdin=subprocess.DEVNULL,
+            stdout=output or subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def digest(self) -> str:
+        """The hash, of a run that has ended."""
+        found: str = json.loads((self.path / _DIGEST_FILE).read_text())
+        return found
+
+
+def _train(module: str, order: dict[str, Any]) -> None:
+    from fastrl.runs.session import Session
+
+    trainer: Trainer = importlib.import_module(module).TRAINER
+    Session.digest_at_end = order["digest"]
+    session = trainer.train(
+        from_stored(trainer.config_class, order["config"]),
+        resume_run=None if order["resume"] is None else Path(order["resume"]),
+    )
+    if order["digest"]:
+        (session.run.path / _DIGEST_FILE).write_text(json.dumps(session.final_digest))
+    sys.exit(session.exit_code)
+
+
+if __name__ == "__main__":
+    _train(sys.argv[1], json.loads(sys.argv[2]))
