@@ -43,8 +43,9 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
+from fastrl.runs.opening import envs_seed, opened, refill
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
-from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 
 
@@ -349,10 +350,8 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
     """The games, and the replay that they are recorded in."""
     if config.actor_processes:
         return make_actor_processes(config, resumed)
-    # Episodes that begin when a run goes on are not those that it began with.
-    life = "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}"
     shared: dict[str, Any] = {
-        "seed": seeds.whole(config.seed, life),
+        "seed": envs_seed(config, resumed),
         "replay_seed": seeds.whole(config.seed, "replay"),
         "alpha": config.priority_alpha if config.prioritised else None,
         "resume_replay": resumed.replay_save if resumed else None,
@@ -413,15 +412,14 @@ def train(
 ) -> Session:
     """Train to the end, or until told to stop."""
     config = resolved(config)
-    resumed = None
-    if resume_run is not None:
-        resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
-    envs = make_envs(config, resumed)
-    try:
-        with torch_threads(config.torch_threads or 1):
-            return _train(config, envs, resumed)
-    finally:
-        envs.close()
+    with opened(
+        config,
+        make_envs,
+        resume_run=resume_run,
+        without_replay=without_replay,
+        accept_changed_bits=accept_changed_bits,
+    ) as (envs, resumed):
+        return _train(config, envs, resumed)
 
 
 def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dict[str, Any]:
@@ -456,22 +454,6 @@ def act(
     return np.where(random, actions, greedy)
 
 
-def refill(
-    config: Config,
-    envs: RecordedEnvs | ActorProcesses,
-    learner: Learner,
-    exploration: np.random.Generator,
-    session: Session,
-) -> None:
-    """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
-    wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
-    session.note(f"the checkpoint has no replay: acting for {wanted:,} steps, which are not counted, to fill a new one")
-    epsilon = epsilon_at(config, session.steps)
-    while len(envs.replay) < wanted and session.running():
-        envs.send(act(envs, learner, epsilon, exploration))
-        envs.receive()
-
-
 def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed | None) -> Session:
     network = describe_network(config, envs)
     learner = Learner(config, network)
@@ -498,7 +480,12 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
             envs.replay, config.batch, config.n_step, config.discount, learner.device, config.replay_device
         )
         if resumed and resumed.replay_save is None:
-            refill(config, envs, learner, exploration, session)
+
+            def play() -> None:
+                envs.send(act(envs, learner, epsilon_at(config, session.steps), exploration))
+                envs.receive()
+
+            refill(config, envs.replay, session, play)
 
         def state() -> dict[str, Any]:
             traps.check(learner.updates, learner.loss)  # no checkpoint is made of lost weights
@@ -535,7 +522,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
                     {**learner.statistics(), "epsilon": epsilon, "learning_rate": config.learning_rate},
                     histograms_of(learner.online) if config.histograms else None,
                 )
-            if session.crossed(config.evaluate_every_steps, envs.num_envs) and session.steps < config.steps:
+            if session.evaluation_due(envs.num_envs):
                 session.evaluate(learner.tensors())
             if session.checkpoint_due(envs.num_envs):
                 session.checkpoint(learner.tensors(), state())

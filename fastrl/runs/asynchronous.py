@@ -33,9 +33,10 @@ from fastrl.learn.networks import build, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.norms import gradient_norms, histograms_of
+from fastrl.runs.opening import opened
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
-from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import NonFiniteLoss, Traps
 from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup, as_text, from_text
 
@@ -259,16 +260,15 @@ class Recipe:
             raise ValueError(f"device: {self.algorithm} learns on the CPU; use --device cpu")
         deterministic = config.alone if config.deterministic is None else config.deterministic
         config = resolved(dataclasses.replace(config, device="cpu", deterministic=deterministic))
-        resumed = None
-        if resume_run is not None:
-            resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
         num_envs = config.games_per_worker if config.alone else 1
-        envs = make_envs(config, num_envs, _stream(0, 0), config.threads)
-        try:
-            with torch_threads(config.torch_threads or 1):
-                return _Run(self, config, envs, resumed).train()
-        finally:
-            envs.close()
+        with opened(
+            config,
+            lambda config, _: make_envs(config, num_envs, _stream(0, 0), config.threads),
+            resume_run=resume_run,
+            without_replay=without_replay,
+            accept_changed_bits=accept_changed_bits,
+        ) as (envs, resumed):
+            return _Run(self, config, envs, resumed).train()
 
 
 def _stream(worker: int, life: int) -> str:
@@ -433,7 +433,7 @@ class _Run:
         """What follows steps, whoever took them. ``more`` is for the log."""
         if session.crossed(self.config.log_every_steps, steps):
             session.log({**self.row(session.steps), **more()}, histograms() if self.config.histograms else None)
-        if session.crossed(self.config.evaluate_every_steps, steps) and session.steps < self.config.steps:
+        if session.evaluation_due(steps):
             session.evaluate(self.tensors())
 
     def _alone(self, session: Session) -> list[dict[str, Any]]:
