@@ -367,6 +367,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
         )
     envs = RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, **shared)
     if not envs.num_actions:
+        envs.close()
         raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
     return envs
 
