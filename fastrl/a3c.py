@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fastrl._command import run
 from fastrl.engine.played_envs import Played
-from fastrl.engine.recorded_envs import Game, is_atari
+from fastrl.engine.recorded_envs import Game
 from fastrl.runs import command_line
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
 from fastrl.runs.command_line import Presets, Trainer
@@ -210,14 +210,9 @@ class Worker(AsyncWorker):
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)
 
 
-def default_preset(env: str | None) -> Literal["paper", "classic"]:
-    """What trains ``env`` when no preset is named."""
-    return "paper" if env is None or is_atari(env) else "classic"
-
-
 RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
 train = RECIPE.train
-TRAINER = Trainer("a3c", Config, PRESETS, train, default_preset)
+TRAINER = Trainer("a3c", Config, PRESETS, train, "paper", "classic")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

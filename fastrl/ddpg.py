@@ -516,7 +516,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     return session
 
 
-TRAINER = Trainer("ddpg", Config, PRESETS, train, lambda env: "fast")
+TRAINER = Trainer("ddpg", Config, PRESETS, train, "fast", "fast")
 
 
 def main() -> None:

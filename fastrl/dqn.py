@@ -532,12 +532,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     return session
 
 
-def default_preset(env: str | None) -> str:
-    """What trains ``env`` when no preset is named."""
-    return "nature" if env is None or is_atari(env) else "classic"
-
-
-TRAINER = Trainer("dqn", Config, PRESETS, train, default_preset)
+TRAINER = Trainer("dqn", Config, PRESETS, train, "nature", "classic")
 
 
 def main() -> None:
