@@ -32,6 +32,7 @@ from torch import Tensor
 from fastrl._command import run
 from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game
+from fastrl.learn.policies import drawn
 from fastrl.runs import command_line
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
 from fastrl.runs.command_line import Presets, Trainer
@@ -147,10 +148,7 @@ def losses(logits: Tensor, values: Tensor, actions: Tensor, target: Tensor) -> t
 
 def sample(logits: Tensor, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """An action for each row, by the policy's probabilities and one random number a row."""
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1).cpu().numpy()
-    drawn = generator.random(len(cumulative))[:, None] * cumulative[:, -1:]
-    actions: npt.NDArray[np.int64] = (cumulative <= drawn).sum(1).clip(max=cumulative.shape[1] - 1)
-    return actions
+    return drawn(logits.detach().double().softmax(-1).numpy(), generator)
 
 
 class Worker(AsyncWorker):

@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from fastrl._command import run
 from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
+from fastrl.learn.feeding import bring
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, under
 from fastrl.learn.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from fastrl.learn.optimisers import FlatAdam
 from fastrl.learn.passes import pass_of
@@ -220,18 +221,12 @@ class Learner:
 
     def update(self, drawn: Batch) -> None:
         """One step of critic, actor and targets."""
-        given = {
-            "obs": drawn.obs, "action": drawn.action, "reward": drawn.reward, "discount": drawn.discount,
-            "next_obs": drawn.next_obs,
-        }  # fmt: skip
-        for name, array in given.items():
-            fresh = torch.from_numpy(array)
+        for name in ("obs", "action", "reward", "discount", "next_obs"):
+            fresh = torch.from_numpy(getattr(drawn, name))
             if self.device.type == "cpu":
                 self.batch[name] = fresh
-            elif name in self.batch:
-                self.batch[name].copy_(fresh, non_blocking=True)
             else:
-                self.batch[name] = fresh.to(self.device)
+                bring(self.batch, name, fresh, self.device)
         self._normalise_by_batch(True)
         self._step()
         self.updates += 1
@@ -309,14 +304,10 @@ class Learner:
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
         for part, network in self._parts().items():
-            network.load_state_dict(under(f"{part}."))
+            network.load_state_dict(under(f"{part}.", tensors))
         for name, optimiser in self.optimisers.items():
-            optimiser.load(under(f"optimiser.{name}."))
+            optimiser.load(under(f"optimiser.{name}.", tensors))
         self._looks.extend(tensors["looks"].to(self.device))
         self.updates = updates
 

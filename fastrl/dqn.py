@@ -36,7 +36,7 @@ from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
-from fastrl.learn.networks import build, named_factory
+from fastrl.learn.networks import build, described, named_factory, under
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
@@ -91,8 +91,8 @@ class Config(RunOptions):
         super().__post_init__()
         for name, least in (
             ("steps", 1), ("num_envs", 1), ("actor_processes", 0), ("batch", 1), ("warm_up_steps", 0),
-            ("update_every_steps", 1),
-            ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0), ("priority_beta_steps", 0),
+            ("update_every_steps", 1), ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0),
+            ("priority_beta_steps", 0),
         ):  # fmt: skip
             require_whole(self, name, least)
         if self.replay_capacity != "auto":
@@ -217,10 +217,8 @@ def targets(reward: Tensor, discount: Tensor, next_values: Tensor, next_choice: 
 
 def td_loss(config: Config, values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """The loss of each Q(s, a), weighted, over the batch."""
-    each = F.huber_loss(values, target, reduction="none") if config.loss == "huber" else F.mse_loss(
-        values, target, reduction="none"
-    )  # fmt: skip
-    weighted = weight * each
+    loss_of = F.huber_loss if config.loss == "huber" else F.mse_loss
+    weighted = weight * loss_of(values, target, reduction="none")
     return weighted.sum() if config.gradient == "sum" else weighted.mean()
 
 
@@ -332,13 +330,9 @@ class Learner:
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.online.load_state_dict(under("online."))
-        self.target.load_state_dict(under("target."))
-        load_state_tensors(self.optimiser, self.names, under("optimiser."))
+        self.online.load_state_dict(under("online.", tensors))
+        self.target.load_state_dict(under("target.", tensors))
+        load_state_tensors(self.optimiser, self.names, under("optimiser.", tensors))
         self.sums.copy_(tensors["sums"])
         self.updates = updates
 
@@ -425,16 +419,10 @@ def train(
 
 def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dict[str, Any]:
     """What to build."""
-    own = ":" in config.network
-    return {
-        "kind": "q",
-        "torso": "own" if own else config.network,
-        "factory": config.network if own else None,
-        "obs_shape": [DEFAULT_STACK if envs.kind == "atari" else 1, *envs.obs_shape],
-        "hidden_units": list(config.hidden_units),
-        "num_actions": envs.num_actions,
-        "dueling": config.dueling,
-    }
+    stack = DEFAULT_STACK if envs.kind == "atari" else 1
+    return described(
+        "q", config.network, (stack, *envs.obs_shape), config.hidden_units, envs.num_actions, config.dueling
+    )
 
 
 def act(

@@ -29,7 +29,7 @@ from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
 from fastrl.learn.halves import halves
 from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
-from fastrl.learn.networks import build, named_factory
+from fastrl.learn.networks import build, described, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.norms import gradient_norms, histograms_of
@@ -334,16 +334,10 @@ class _Run:
 
     def __init__(self, recipe: Recipe, config: Any, envs: PlayedEnvs, resumed: Resumed | None) -> None:
         self.recipe, self.config, self.envs, self.resumed = recipe, config, envs, resumed
-        own = ":" in config.network
-        self.network = {
-            "kind": recipe.kind,
-            "torso": "own" if own else config.network,
-            "factory": config.network if own else None,
-            "obs_shape": list(envs.obs_shape),
-            "hidden_units": list(config.hidden_units),
-            "num_actions": envs.num_actions,
-            "dueling": getattr(config, "dueling", False),
-        }
+        dueling = getattr(config, "dueling", False)
+        self.network = described(
+            recipe.kind, config.network, envs.obs_shape, config.hidden_units, envs.num_actions, dueling
+        )
         built = build(self.network, [seeds.whole(config.seed, "network")], named_factory(config.network))
         if list(built.buffers()):
             raise ValueError(
