@@ -407,13 +407,7 @@ def train(
 ) -> Session:
     """Train to the end, or until told to stop."""
     config = resolved(config)
-    with opened(
-        config,
-        make_envs,
-        resume_run=resume_run,
-        without_replay=without_replay,
-        accept_changed_bits=accept_changed_bits,
-    ) as (envs, resumed):
+    with opened(config, make_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
         return _train(config, envs, resumed)
 
 

@@ -261,13 +261,11 @@ class Recipe:
         deterministic = config.alone if config.deterministic is None else config.deterministic
         config = resolved(dataclasses.replace(config, device="cpu", deterministic=deterministic))
         num_envs = config.games_per_worker if config.alone else 1
-        with opened(
-            config,
-            lambda config, _: make_envs(config, num_envs, _stream(0, 0), config.threads),
-            resume_run=resume_run,
-            without_replay=without_replay,
-            accept_changed_bits=accept_changed_bits,
-        ) as (envs, resumed):
+
+        def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:
+            return make_envs(config, num_envs, _stream(0, 0), config.threads)
+
+        with opened(config, first_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
             return _Run(self, config, envs, resumed).train()
 
 

@@ -23,7 +23,6 @@ _SomeEnvs = TypeVar("_SomeEnvs", bound=_Envs)
 def opened(
     config: Any,
     make_envs: Callable[[Any, Resumed | None], _SomeEnvs],
-    *,
     resume_run: Path | None,
     without_replay: bool,
     accept_changed_bits: bool,
