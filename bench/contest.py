@@ -105,11 +105,6 @@ def side_by_side(play: Callable[[slice], None], threads: int) -> None:
         worker.join()
 
 
-def geometric_mean(values: list[float]) -> float:
-    """The mean that ratios have."""
-    return statistics.geometric_mean(values)
-
-
 def table(contests: list[Contest]) -> str:
     """One row a contest: our speed, each peer's and our ratio to it, and our share of the limit."""
     contests = [c for c in contests if "fastrl" in c.seconds]
@@ -128,7 +123,8 @@ def table(contests: list[Contest]) -> str:
     ]
     for peer in peers:
         ratios = [c.ratio(peer) for c in contests if peer in c.seconds]
-        lines.append(f"geometric mean of the ratios to {peer}: {geometric_mean(ratios):.2f} ({len(ratios)} contests)")
+        mean = statistics.geometric_mean(ratios)
+        lines.append(f"geometric mean of the ratios to {peer}: {mean:.2f} ({len(ratios)} contests)")
     missing = sorted({text for c in contests for text in c.missing})
     lines += [f"not run: {text}" for text in missing]
     lines += [f"{c.title}: {text}" for c in contests for text in c.notes]
