@@ -381,7 +381,7 @@ def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProces
         config.replay_capacity,
         protocol=config.protocol,
         threads=config.threads,
-        seed=seeds.whole(config.seed, "envs"),
+        seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),
         alpha=config.priority_alpha if config.prioritised else None,
     )
