@@ -7,9 +7,12 @@ round. What is quoted is the median, and a ratio is the median of the ratios rou
 from __future__ import annotations
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+_Made = TypeVar("_Made")
 
 
 class Contest:
@@ -24,6 +27,16 @@ class Contest:
         self.seconds: dict[str, list[float]] = {}
         self.missing: list[str] = []  # peers that could not run, and why
         self.notes: list[str] = []  # what else was seen, printed below the table
+
+    def peers(self, makers: Mapping[str, Callable[..., _Made]], *arguments: Any) -> dict[str, _Made]:
+        """What each makes of the arguments. One that is absent or does not start is reported, not hidden."""
+        found = {}
+        for name, make in makers.items():
+            try:
+                found[name] = make(*arguments)
+            except Exception as error:
+                self.missing.append(f"{name}: {type(error).__name__}: {error}")
+        return found
 
     def run(self, ours: Callable[[], Any], others: dict[str, Callable[[], Any]], rounds: int) -> None:
         """Time everyone ``rounds`` times. A task that returns a number says itself how many seconds count."""
@@ -73,9 +86,23 @@ class Contest:
         return (quarters[2] - quarters[0]) / statistics.median(times)
 
 
-def geometric_mean(values: list[float]) -> float:
-    """The mean that ratios have."""
-    return statistics.geometric_mean(values)
+def stepper(step: Callable[[Any], Any], actions: Iterable[Any]) -> Callable[[], None]:
+    """A task: one step for each row of actions."""
+
+    def run() -> None:
+        for row in actions:
+            step(row)
+
+    return run
+
+
+def side_by_side(play: Callable[[slice], None], threads: int) -> None:
+    """Let as many threads play, each its share of the envs."""
+    workers = [threading.Thread(target=play, args=(slice(i, None, threads),)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 def table(contests: list[Contest]) -> str:
@@ -96,7 +123,8 @@ def table(contests: list[Contest]) -> str:
     ]
     for peer in peers:
         ratios = [c.ratio(peer) for c in contests if peer in c.seconds]
-        lines.append(f"geometric mean of the ratios to {peer}: {geometric_mean(ratios):.2f} ({len(ratios)} contests)")
+        mean = statistics.geometric_mean(ratios)
+        lines.append(f"geometric mean of the ratios to {peer}: {mean:.2f} ({len(ratios)} contests)")
     missing = sorted({text for c in contests for text in c.missing})
     lines += [f"not run: {text}" for text in missing]
     lines += [f"{c.title}: {text}" for c in contests for text in c.notes]

@@ -8,12 +8,12 @@ jumps to saved starts it emulates less than this loop.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from contest import side_by_side, stepper
 
 import fastrl
 from fastrl.engine.stage_times import BareEngine
@@ -33,14 +33,6 @@ def random_actions(steps: int, game: str) -> np.ndarray:
     actions = np.random.default_rng(0).integers(pool.num_actions, size=(steps, NUM_ENVS)).astype(np.int64)
     pool.close()
     return actions
-
-
-def stepper(step: Callable[[Any], Any], actions: np.ndarray) -> Callable[[], None]:
-    def run() -> None:
-        for row in actions:
-            step(row)
-
-    return run
 
 
 def our_pool(game: str, threads: int, actions: np.ndarray, num_envs: int = NUM_ENVS) -> Callable[[], None]:
@@ -98,15 +90,11 @@ def bare_engine(game: str, threads: int, actions: np.ndarray, rounds: int) -> Ca
     engines = [BareEngine(f"{camel(game)}NoFrameskip-v4", "sb3", env, rows[env]) for env in range(NUM_ENVS)]
 
     def run() -> None:
-        def play(share: list[BareEngine]) -> None:
-            for engine in share:
+        def play(share: slice) -> None:
+            for engine in engines[share]:
                 engine.play_next()
 
-        workers = [threading.Thread(target=play, args=(engines[i::threads],)) for i in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        side_by_side(play, threads)
 
     return run
 
@@ -139,12 +127,8 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     steps, rounds = (20, 2) if quick else (100, 7)
     actions = random_actions(steps, game)
     match = contest(f"{game}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="act() loop")
-    others = {"act() loop": bare_engine(game, threads, actions, rounds)}
-    for name, make in PEERS.items():
-        try:
-            others[name] = make(game, threads, actions)
-        except Exception as error:  # a peer that is absent or does not start is reported, not hidden
-            match.missing.append(f"{name}: {type(error).__name__}: {error}")
+    limit = bare_engine(game, threads, actions, rounds)
+    others = {"act() loop": limit, **match.peers(PEERS, game, threads, actions)}
     match.run(our_pool(game, threads, actions), others, rounds)
 
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,17 +20,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
 from fastrl import ddpg
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.replay import Batch
 from fastrl.runs import command_line
-from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
+from fastrl.runs.session import Session
 
 ENV = "HalfCheetah-v5"
 OBS, ACTION, BATCH, UNITS = 17, 6, 256, 256
-WARM_UP_STEPS = 400
 SHARED = {"obs_shape": [1, OBS], "action_size": ACTION, "batch_norm": False, "final_uniform": 0.003}
 ACTOR = {**SHARED, "kind": "actor", "hidden_units": [UNITS, UNITS]}
 CRITIC = {**SHARED, "kind": "critic", "hidden_units": [UNITS, UNITS], "action_layer": 0}
@@ -48,44 +45,24 @@ def config_of(steps: int, threads: int, runs: Path) -> ddpg.Config:
         warm_up_steps=WARM_UP_STEPS,
         replay_capacity=100_000,
         log_every_steps=min(WARM_UP_STEPS, steps),
-        evaluate_every_steps=0,
-        checkpoint_every_minutes=0.0,
-        checkpoint_replay=False,
-        tensorboard=False,
+        **NOTHING_BESIDE,
         torch_threads=threads,
         runs=runs,
     )
 
 
-def ours(steps: int, threads: int) -> Callable[[], float]:
-    def run() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            session = ddpg.train(config_of(steps, threads, Path(folder)))
-            assert session.updates == steps
-            rows = read_metrics(session.run.metrics_file)
-            learning = rows["updates"] > 0
-            spent = np.diff(rows["steps"], prepend=0)[learning] / rows["steps_per_s"][learning]
-            shares = {name: rows[name][learning].mean() for name in rows if name.startswith("share/")}
-            run.stages = shares  # type: ignore[attr-defined]
-            return float(spent.sum() * steps / (rows["steps"][-1] - WARM_UP_STEPS))
+def ours(steps: int, threads: int) -> Ours:
+    def train(runs: Path) -> Session:
+        session = ddpg.train(config_of(steps, threads, runs))
+        assert session.updates == steps
+        return session
 
-    return run
+    return Ours(steps, train)
 
 
 def sb3(steps: int, threads: int) -> Callable[[], float]:
     from stable_baselines3 import DDPG
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.noise import NormalActionNoise
-
-    class Stopwatch(BaseCallback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.began = 0.0
-
-        def _on_step(self) -> bool:
-            if self.num_timesteps == WARM_UP_STEPS:
-                self.began = time.perf_counter()
-            return True
 
     def run() -> float:
         torch.set_num_threads(threads)
@@ -104,9 +81,7 @@ def sb3(steps: int, threads: int) -> Callable[[], float]:
             policy_kwargs={"net_arch": [UNITS, UNITS]},
             device="cpu",
         )
-        watch = Stopwatch()
-        model.learn(WARM_UP_STEPS + steps, callback=watch)
-        seconds = time.perf_counter() - watch.began
+        seconds = sb3_seconds(model, steps)
         assert model._n_updates == steps
         return seconds
 
@@ -219,20 +194,9 @@ def threads_to_time() -> list[int]:
 def test_training_steps(contest: Any, quick: bool, threads: int) -> None:
     steps, rounds = (50, 1) if quick else (2_000, 5)
     check_answer(threads)
-    run = ours(steps, threads)
-    others: dict[str, Callable[[], Any]] = {"products": matrix_products(steps, threads)}
-    missing = []
-    try:
-        others["SB3"] = sb3(steps, threads)
-    except ImportError as error:
-        missing.append(f"SB3 ({error})")
-    made = contest(f"ddpg halfcheetah, {threads} threads", "steps/s", steps, limit="products")
-    made.missing += missing
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers'
-        made.run(run, others, rounds)
-    shares = ", ".join(f"{name.removeprefix('share/')} {share:.0%}" for name, share in run.stages.items())  # type: ignore[attr-defined]
-    print(f"\n{made.title}: {shares}")
+    match = contest(f"ddpg halfcheetah, {threads} threads", "steps/s", steps, limit="products")
+    others = {"products": matrix_products(steps, threads), **match.peers({"SB3": sb3}, steps, threads)}
+    compare(match, ours(steps, threads), others, rounds)
 
 
 @pytest.mark.parametrize("threads", threads_to_time())

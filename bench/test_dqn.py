@@ -16,8 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from breakout import ENV, NETWORK, batch_of
+from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
 from fastrl import dqn
 from fastrl.engine.budget import usable_cores
 from fastrl.runs import command_line
-from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
-
-ENV = "BreakoutNoFrameskip-v4"
-WARM_UP_STEPS = 400
-NETWORK = {"kind": "q", "torso": "nature", "obs_shape": [4, 84, 84], "num_actions": 4}
 
 
 def config_of(steps: int, num_envs: int, precision: str, runs: Path) -> dqn.Config:
@@ -48,47 +43,17 @@ def config_of(steps: int, num_envs: int, precision: str, runs: Path) -> dqn.Conf
         replay_capacity=10_000,
         warm_up_steps=WARM_UP_STEPS,
         log_every_steps=min(WARM_UP_STEPS, steps),
-        evaluate_every_steps=0,
-        checkpoint_every_minutes=0.0,
-        checkpoint_replay=False,
-        tensorboard=False,
+        **NOTHING_BESIDE,
         precision=precision,
         torch_threads=usable_cores(),
         runs=runs,
     )
 
 
-def ours(steps: int, num_envs: int, precision: str) -> Callable[[], float]:
-    def run() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            session = dqn.train(config_of(steps, num_envs, precision, Path(folder)))
-            rows = read_metrics(session.run.metrics_file)
-            learning = rows["updates"] > 0
-            spent = (rows["steps"] - np.concatenate([[0], rows["steps"][:-1]]))[learning] / rows["steps_per_s"][
-                learning
-            ]
-            stages = {name: rows[name][learning].mean() for name in rows if name.startswith("share/")}
-            run.stages = stages  # type: ignore[attr-defined]
-            return float(spent.sum() * steps / (rows["steps"][-1] - WARM_UP_STEPS))
-
-    return run
-
-
 def sb3(steps: int) -> Callable[[], float]:
     from stable_baselines3 import DQN
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack
-
-    class Stopwatch(BaseCallback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.began = 0.0
-
-        def _on_step(self) -> bool:
-            if self.num_timesteps == WARM_UP_STEPS:
-                self.began = time.perf_counter()
-            return True
 
     def run() -> float:
         torch.set_num_threads(usable_cores())
@@ -108,9 +73,7 @@ def sb3(steps: int) -> Callable[[], float]:
             max_grad_norm=10,
             device="cpu",
         )
-        watch = Stopwatch()
-        model.learn(WARM_UP_STEPS + steps, callback=watch)
-        seconds = time.perf_counter() - watch.began
+        seconds = sb3_seconds(model, steps)
         env.close()
         return seconds
 
@@ -148,18 +111,6 @@ def bare_updates(updates: int, precision: str) -> Callable[[], None]:
     return run
 
 
-def batch_of(generator: np.random.Generator) -> dict[str, torch.Tensor]:
-    frames = torch.from_numpy(generator.integers(0, 256, (32, 5, 84, 84), np.uint8))
-    return {
-        "obs": frames[:, :4],
-        "action": torch.from_numpy(generator.integers(4, size=32)),
-        "reward": torch.from_numpy(generator.choice(np.float32([-1, 0, 1]), 32)),
-        "discount": torch.full((32,), 0.99),
-        "next_obs": frames[:, 1:],
-        "weight": torch.ones(32),
-    }
-
-
 def check_answer() -> None:
     """Three updates move the weights as Stable-Baselines3's formula does, written down in plain torch."""
     learner = dqn.Learner(resolved(config_of(4, 1, "fp32", Path())), NETWORK)
@@ -188,20 +139,10 @@ def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str
         pytest.skip("--quick times 8 envs: one env is the same code")
     steps, rounds = (40, 1) if quick else (1_200, 5)
     check_answer()
-    run = ours(steps, num_envs, precision)
-    others: dict[str, Callable[[], Any]] = {"bare updates": bare_updates(steps // 4, precision)}
-    missing = []
-    try:
-        others["SB3"] = sb3(steps)
-    except ImportError as error:
-        missing.append(f"SB3 ({error})")
+    match = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
+    others = {"bare updates": bare_updates(steps // 4, precision), **match.peers({"SB3": sb3}, steps)}
     checkout = os.environ.get("FASTRL_BENCH_CLEANRL")
     if checkout:
         others["CleanRL"] = cleanrl(checkout, steps)
-    made = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
-    made.missing += missing
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers'
-        made.run(run, others, rounds)
-    shares = ", ".join(f"{name.removeprefix('share/')} {share:.0%}" for name, share in run.stages.items())  # type: ignore[attr-defined]
-    print(f"\n{made.title}: {shares}")
+    ours = Ours(steps, lambda runs: dqn.train(config_of(steps, num_envs, precision, runs)))
+    compare(match, ours, others, rounds)

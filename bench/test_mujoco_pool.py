@@ -8,7 +8,6 @@ timers stand still in it as they do in the pool.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from contest import side_by_side, stepper
 
 import fastrl
 from fastrl.engine import native
@@ -43,14 +43,6 @@ def random_actions(env_id: str, steps: int) -> np.ndarray:
     space = gymnasium.make(env_id).action_space
     noise = np.random.default_rng(0).uniform(-1, 1, size=(steps, NUM_ENVS, *space.shape))
     return (noise * space.high).astype(np.float32)
-
-
-def stepper(step: Callable[[Any], Any], actions: np.ndarray) -> Callable[[], None]:
-    def run() -> None:
-        for row in actions:
-            step(row)
-
-    return run
 
 
 def our_pool(env_id: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
@@ -124,12 +116,7 @@ class BareLoop:
                 frame_skip=self._rules["frame_skip"],
             )
 
-        shares = [slice(i, None, self._threads) for i in range(self._threads)]
-        workers = [threading.Thread(target=step, args=(share,)) for share in shares]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        side_by_side(step, self._threads)
 
     def qpos(self) -> np.ndarray:
         return np.stack([data.qpos for data in self._data])
@@ -162,10 +149,6 @@ def test_mujoco_pool_speed(contest: Any, env_id: str, threads: int, quick: bool)
     steps, rounds = (20, 2) if quick else (STEPS.get(env_id, OTHER_STEPS), 9)
     actions = random_actions(env_id, steps)
     match = contest(f"{env_id}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="mj_step loop")
-    others: dict[str, Callable[[], Any]] = {"mj_step loop": BareLoop(env_id, threads, actions, rounds + 1)}
-    for name, make in PEERS.items():
-        try:
-            others[name] = make(env_id, threads, actions)
-        except Exception as error:  # a peer that is absent or does not start is reported, not hidden
-            match.missing.append(f"{name}: {type(error).__name__}: {error}")
+    limit = BareLoop(env_id, threads, actions, rounds + 1)
+    others = {"mj_step loop": limit, **match.peers(PEERS, env_id, threads, actions)}
     match.run(our_pool(env_id, threads, actions), others, rounds)

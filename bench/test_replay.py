@@ -132,16 +132,6 @@ def tianshou(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
 PEERS = {"cpprb": cpprb, "sb3": sb3, "tianshou": tianshou}
 
 
-def peers(match: Any, capacity: int) -> dict[str, tuple[Callable[[], None], Callable[[int], Any]]]:
-    found = {}
-    for name, make in PEERS.items():
-        try:
-            found[name] = make(capacity)
-        except Exception as error:  # a peer that is absent or does not start is reported, not hidden
-            match.missing.append(f"{name}: {type(error).__name__}: {error}")
-    return found
-
-
 def times(call: Callable[[], Any], count: int) -> Callable[[], None]:
     def run() -> None:
         for _ in range(count):
@@ -162,7 +152,7 @@ def test_sample_speed(contest: Any, batch: int, quick: bool) -> None:
     check_answer(made, 64)
     match = contest(f"replay, samples of {batch}", "batches/s", count, limit="memcpy")
     others = {"memcpy": times(memcpy_limit(capacity, batch), count)}
-    for name, (_, sample) in peers(match, capacity).items():
+    for name, (_, sample) in match.peers(PEERS, capacity).items():
         others[name] = times(lambda sample=sample: sample(batch), count)
     match.run(times(lambda: made.sample(batch), count), others, rounds)
 
@@ -173,7 +163,7 @@ def test_insert_speed(contest: Any, quick: bool) -> None:
     check_answer(made, 64)
     shown = frames()
     match = contest("replay, inserts", "steps/s", count)
-    others = {name: times(insert, count) for name, (insert, _) in peers(match, capacity).items()}
+    others = {name: times(insert, count) for name, (insert, _) in match.peers(PEERS, capacity).items()}
     with made.writer(0) as writer:
         writer.start(shown[0])
         turn = iter(range(10**9))

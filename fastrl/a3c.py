@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ from torch import Tensor
 
 from fastrl._command import run
 from fastrl.engine.played_envs import Played
-from fastrl.engine.recorded_envs import Game, is_atari
+from fastrl.engine.recorded_envs import Game
+from fastrl.learn.policies import drawn
 from fastrl.runs import command_line
 from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
 from fastrl.runs.command_line import Presets, Trainer
@@ -147,10 +148,7 @@ def losses(logits: Tensor, values: Tensor, actions: Tensor, target: Tensor) -> t
 
 def sample(logits: Tensor, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """An action for each row, by the policy's probabilities and one random number a row."""
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1).cpu().numpy()
-    drawn = generator.random(len(cumulative))[:, None] * cumulative[:, -1:]
-    actions: npt.NDArray[np.int64] = (cumulative <= drawn).sum(1).clip(max=cumulative.shape[1] - 1)
-    return actions
+    return drawn(logits.detach().double().softmax(-1).numpy(), generator)
 
 
 class Worker(AsyncWorker):
@@ -210,14 +208,9 @@ class Worker(AsyncWorker):
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)
 
 
-def default_preset(env: str | None) -> Literal["paper", "classic"]:
-    """What trains ``env`` when no preset is named."""
-    return "paper" if env is None or is_atari(env) else "classic"
-
-
 RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
 train = RECIPE.train
-TRAINER = Trainer("a3c", Config, PRESETS, train, default_preset)
+TRAINER = Trainer("a3c", Config, PRESETS, train, "paper", "classic")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

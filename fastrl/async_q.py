@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from fastrl._command import run
 from fastrl.engine.played_envs import Played
-from fastrl.engine.recorded_envs import Game, is_atari
+from fastrl.engine.recorded_envs import Game
 from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
@@ -288,14 +288,9 @@ class Worker(AsyncWorker):
             self.target_refresh = refresh
 
 
-def default_preset(env: str | None) -> Literal["paper", "classic"]:
-    """What trains ``env`` when no preset is named."""
-    return "paper" if env is None or is_atari(env) else "classic"
-
-
 RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
 train = RECIPE.train
-TRAINER = Trainer("async_q", Config, PRESETS, train, default_preset)
+TRAINER = Trainer("async_q", Config, PRESETS, train, "paper", "classic")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,17 +38,19 @@ from torch import Tensor, nn
 from fastrl._command import run
 from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
+from fastrl.learn.feeding import bring
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, under
 from fastrl.learn.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from fastrl.learn.optimisers import FlatAdam
 from fastrl.learn.passes import pass_of
 from fastrl.runs import command_line, seeds
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
+from fastrl.runs.opening import envs_seed, opened, refill
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
-from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 
 # Every so many updates are looked at for the log, and at most so many of these are kept until it is written.
@@ -219,18 +221,12 @@ class Learner:
 
     def update(self, drawn: Batch) -> None:
         """One step of critic, actor and targets."""
-        given = {
-            "obs": drawn.obs, "action": drawn.action, "reward": drawn.reward, "discount": drawn.discount,
-            "next_obs": drawn.next_obs,
-        }  # fmt: skip
-        for name, array in given.items():
-            fresh = torch.from_numpy(array)
+        for name in ("obs", "action", "reward", "discount", "next_obs"):
+            fresh = torch.from_numpy(getattr(drawn, name))
             if self.device.type == "cpu":
                 self.batch[name] = fresh
-            elif name in self.batch:
-                self.batch[name].copy_(fresh, non_blocking=True)
             else:
-                self.batch[name] = fresh.to(self.device)
+                bring(self.batch, name, fresh, self.device)
         self._normalise_by_batch(True)
         self._step()
         self.updates += 1
@@ -308,14 +304,10 @@ class Learner:
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
         for part, network in self._parts().items():
-            network.load_state_dict(under(f"{part}."))
+            network.load_state_dict(under(f"{part}.", tensors))
         for name, optimiser in self.optimisers.items():
-            optimiser.load(under(f"optimiser.{name}."))
+            optimiser.load(under(f"optimiser.{name}.", tensors))
         self._looks.extend(tensors["looks"].to(self.device))
         self.updates = updates
 
@@ -348,14 +340,12 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
     """The envs, and the replay that they are recorded in."""
     if is_atari(config.env):
         raise ValueError(f"env: {config.env} is an Atari game, whose actions are buttons; fastrl dqn and a3c train it")
-    # Episodes that begin when a run goes on are not those that it began with.
-    life = "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}"
     envs = RecordedGymnasium(
         config.env,
         config.num_envs,
         config.replay_capacity,
         threads=config.threads,
-        seed=seeds.whole(config.seed, life),
+        seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,
     )
@@ -383,15 +373,8 @@ def train(
 ) -> Session:
     """Train to the end, or until told to stop."""
     config = resolved(config)
-    resumed = None
-    if resume_run is not None:
-        resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
-    envs = make_envs(config, resumed)
-    try:
-        with torch_threads(config.torch_threads or 1):
-            return _train(config, envs, resumed)
-    finally:
-        envs.close()
+    with opened(config, make_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
+        return _train(config, envs, resumed)
 
 
 def describe_networks(config: Config, envs: RecordedGymnasium) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -436,22 +419,6 @@ def act(
     return (chosen + noise.draw(exploration)).clip(-1, 1).astype(np.float32).reshape(shape)
 
 
-def refill(
-    config: Config,
-    envs: RecordedGymnasium,
-    learner: Learner,
-    noise: Noise,
-    exploration: np.random.Generator,
-    session: Session,
-) -> None:
-    """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
-    wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
-    session.note(f"the checkpoint has no replay: acting for {wanted:,} steps, which are not counted, to fill a new one")
-    while len(envs.replay) < wanted and session.running():
-        envs.send(act(config, envs, learner, noise, exploration, session.steps))
-        noise.ended([game.env for game in envs.receive()])
-
-
 def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> Session:
     actor, critic = describe_networks(config, envs)
     learner = Learner(config, actor, critic)
@@ -480,7 +447,12 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
                 noise.ended(list(range(config.num_envs)))  # the episodes that were under way begin again
         envs.start(resumed.env_states if resumed else None)
         if resumed and resumed.replay_save is None:
-            refill(config, envs, learner, noise, exploration, session)
+
+            def play() -> None:
+                envs.send(act(config, envs, learner, noise, exploration, session.steps))
+                noise.ended([game.env for game in envs.receive()])
+
+            refill(config, envs.replay, session, play)
         buffer = envs.replay.buffer(config.batch)
 
         def state() -> dict[str, Any]:
@@ -521,7 +493,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
                     },
                     histograms_of(learner.networks) if config.histograms else None,
                 )
-            if session.crossed(config.evaluate_every_steps, envs.num_envs) and session.steps < config.steps:
+            if session.evaluation_due(envs.num_envs):
                 session.evaluate(learner.tensors())
             if session.checkpoint_due(envs.num_envs):
                 session.checkpoint(learner.tensors(), state())
@@ -529,7 +501,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     return session
 
 
-TRAINER = Trainer("ddpg", Config, PRESETS, train, lambda env: "fast")
+TRAINER = Trainer("ddpg", Config, PRESETS, train, "fast", "fast")
 
 
 def main() -> None:

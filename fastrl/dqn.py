@@ -36,15 +36,16 @@ from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
-from fastrl.learn.networks import build, named_factory
+from fastrl.learn.networks import build, described, named_factory, under
 from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
+from fastrl.runs.opening import envs_seed, opened, refill
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
-from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 
 
@@ -90,8 +91,8 @@ class Config(RunOptions):
         super().__post_init__()
         for name, least in (
             ("steps", 1), ("num_envs", 1), ("actor_processes", 0), ("batch", 1), ("warm_up_steps", 0),
-            ("update_every_steps", 1),
-            ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0), ("priority_beta_steps", 0),
+            ("update_every_steps", 1), ("target_every_steps", 1), ("n_step", 1), ("epsilon_steps", 0),
+            ("priority_beta_steps", 0),
         ):  # fmt: skip
             require_whole(self, name, least)
         if self.replay_capacity != "auto":
@@ -216,10 +217,8 @@ def targets(reward: Tensor, discount: Tensor, next_values: Tensor, next_choice: 
 
 def td_loss(config: Config, values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """The loss of each Q(s, a), weighted, over the batch."""
-    each = F.huber_loss(values, target, reduction="none") if config.loss == "huber" else F.mse_loss(
-        values, target, reduction="none"
-    )  # fmt: skip
-    weighted = weight * each
+    loss_of = F.huber_loss if config.loss == "huber" else F.mse_loss
+    weighted = weight * loss_of(values, target, reduction="none")
     return weighted.sum() if config.gradient == "sum" else weighted.mean()
 
 
@@ -331,13 +330,9 @@ class Learner:
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.online.load_state_dict(under("online."))
-        self.target.load_state_dict(under("target."))
-        load_state_tensors(self.optimiser, self.names, under("optimiser."))
+        self.online.load_state_dict(under("online.", tensors))
+        self.target.load_state_dict(under("target.", tensors))
+        load_state_tensors(self.optimiser, self.names, under("optimiser.", tensors))
         self.sums.copy_(tensors["sums"])
         self.updates = updates
 
@@ -349,10 +344,8 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
     """The games, and the replay that they are recorded in."""
     if config.actor_processes:
         return make_actor_processes(config, resumed)
-    # Episodes that begin when a run goes on are not those that it began with.
-    life = "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}"
     shared: dict[str, Any] = {
-        "seed": seeds.whole(config.seed, life),
+        "seed": envs_seed(config, resumed),
         "replay_seed": seeds.whole(config.seed, "replay"),
         "alpha": config.priority_alpha if config.prioritised else None,
         "resume_replay": resumed.replay_save if resumed else None,
@@ -368,6 +361,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
         )
     envs = RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, **shared)
     if not envs.num_actions:
+        envs.close()
         raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
     return envs
 
@@ -387,7 +381,7 @@ def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProces
         config.replay_capacity,
         protocol=config.protocol,
         threads=config.threads,
-        seed=seeds.whole(config.seed, "envs"),
+        seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),
         alpha=config.priority_alpha if config.prioritised else None,
     )
@@ -413,29 +407,16 @@ def train(
 ) -> Session:
     """Train to the end, or until told to stop."""
     config = resolved(config)
-    resumed = None
-    if resume_run is not None:
-        resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
-    envs = make_envs(config, resumed)
-    try:
-        with torch_threads(config.torch_threads or 1):
-            return _train(config, envs, resumed)
-    finally:
-        envs.close()
+    with opened(config, make_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
+        return _train(config, envs, resumed)
 
 
 def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dict[str, Any]:
     """What to build."""
-    own = ":" in config.network
-    return {
-        "kind": "q",
-        "torso": "own" if own else config.network,
-        "factory": config.network if own else None,
-        "obs_shape": [DEFAULT_STACK if envs.kind == "atari" else 1, *envs.obs_shape],
-        "hidden_units": list(config.hidden_units),
-        "num_actions": envs.num_actions,
-        "dueling": config.dueling,
-    }
+    stack = DEFAULT_STACK if envs.kind == "atari" else 1
+    return described(
+        "q", config.network, (stack, *envs.obs_shape), config.hidden_units, envs.num_actions, config.dueling
+    )
 
 
 def act(
@@ -454,22 +435,6 @@ def act(
     if traps is not None:
         traps.saw_actions(greedy)
     return np.where(random, actions, greedy)
-
-
-def refill(
-    config: Config,
-    envs: RecordedEnvs | ActorProcesses,
-    learner: Learner,
-    exploration: np.random.Generator,
-    session: Session,
-) -> None:
-    """Act as the policy would until there is as much in the replay as the first update had. No step is counted."""
-    wanted = min(max(config.warm_up_steps, config.batch), envs.replay.capacity // 2)
-    session.note(f"the checkpoint has no replay: acting for {wanted:,} steps, which are not counted, to fill a new one")
-    epsilon = epsilon_at(config, session.steps)
-    while len(envs.replay) < wanted and session.running():
-        envs.send(act(envs, learner, epsilon, exploration))
-        envs.receive()
 
 
 def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed | None) -> Session:
@@ -498,7 +463,12 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
             envs.replay, config.batch, config.n_step, config.discount, learner.device, config.replay_device
         )
         if resumed and resumed.replay_save is None:
-            refill(config, envs, learner, exploration, session)
+
+            def play() -> None:
+                envs.send(act(envs, learner, epsilon_at(config, session.steps), exploration))
+                envs.receive()
+
+            refill(config, envs.replay, session, play)
 
         def state() -> dict[str, Any]:
             traps.check(learner.updates, learner.loss)  # no checkpoint is made of lost weights
@@ -535,7 +505,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
                     {**learner.statistics(), "epsilon": epsilon, "learning_rate": config.learning_rate},
                     histograms_of(learner.online) if config.histograms else None,
                 )
-            if session.crossed(config.evaluate_every_steps, envs.num_envs) and session.steps < config.steps:
+            if session.evaluation_due(envs.num_envs):
                 session.evaluate(learner.tensors())
             if session.checkpoint_due(envs.num_envs):
                 session.checkpoint(learner.tensors(), state())
@@ -544,12 +514,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     return session
 
 
-def default_preset(env: str | None) -> str:
-    """What trains ``env`` when no preset is named."""
-    return "nature" if env is None or is_atari(env) else "classic"
-
-
-TRAINER = Trainer("dqn", Config, PRESETS, train, default_preset)
+TRAINER = Trainer("dqn", Config, PRESETS, train, "nature", "classic")
 
 
 def main() -> None:

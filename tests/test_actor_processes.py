@@ -116,6 +116,21 @@ def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pyt
     assert session.envs.deaths == 2  # type: ignore[union-attr,attr-defined]
 
 
+def test_a_run_that_goes_on_plays_other_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **{**TINY, "steps": 80}, runs=tmp_path, name="two")
+    seeds, make = [], dqn.ActorProcesses
+
+    def seen(*given: Any, seed: int, **more: Any) -> ActorProcesses:
+        seeds.append(seed)
+        return make(*given, seed=seed, **more)
+
+    monkeypatch.setattr(dqn, "ActorProcesses", seen)
+    first = dqn.train(config)
+    dqn.train(dataclasses.replace(config, steps=120), resume_run=first.run.path, without_replay=True)
+
+    assert seeds[0] != seeds[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

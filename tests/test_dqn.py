@@ -331,3 +331,12 @@ def test_unknown_envs_and_networks_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="DQN chooses among a number of actions"):
         run(tmp_path, "c", env="Pendulum-v1", network="mlp")
     assert not list(tmp_path.iterdir())
+
+
+def test_envs_that_are_refused_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = [], dqn.RecordedGymnasium.close
+    monkeypatch.setattr(dqn.RecordedGymnasium, "close", lambda envs: (close(envs), closed.append(envs)))
+    with pytest.raises(ValueError, match="DQN chooses among a number of actions"):
+        run(tmp_path, "c", env="HalfCheetah-v5", network="mlp")
+
+    assert len(closed) == 1

@@ -22,17 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from breakout import ENV, NETWORK, batch_of
 
 import fastrl
 from fastrl import dqn
 from fastrl.engine.budget import usable_cores
-from fastrl.learn.feeding import CopyFeeder
+from fastrl.learn.feeding import CopyFeeder, bring
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
-
-ENV = "BreakoutNoFrameskip-v4"
-NETWORK = {"kind": "q", "torso": "nature", "obs_shape": [4, 84, 84], "num_actions": 4}
 
 
 def config_of(preset: str, device: str, **changes: Any) -> dqn.Config:
@@ -41,19 +39,6 @@ def config_of(preset: str, device: str, **changes: Any) -> dqn.Config:
     return dataclasses.replace(
         base, **{**plain, "checkpoint_every_minutes": 0.0, "checkpoint_replay": False, **changes}
     )
-
-
-def batch_of(generator: np.random.Generator, device: str = "cpu") -> dict[str, torch.Tensor]:
-    frames = torch.from_numpy(generator.integers(0, 256, (32, 5, 84, 84), np.uint8))
-    made = {
-        "obs": frames[:, :4],
-        "action": torch.from_numpy(generator.integers(4, size=32)),
-        "reward": torch.from_numpy(generator.choice(np.float32([-1, 0, 1]), 32)),
-        "discount": torch.full((32,), 0.99),
-        "next_obs": frames[:, 1:],
-        "weight": torch.ones(32),
-    }
-    return {name: tensor.to(device) for name, tensor in made.items()}
 
 
 # ---- checks
@@ -66,10 +51,7 @@ def moved(preset: str, device: str, updates: int, **changes: Any) -> dict[str, t
     place: dict[str, torch.Tensor] = {}
     for _ in range(updates):
         for name, tensor in batch_of(generator, device).items():
-            if name in place:
-                place[name].copy_(tensor)
-            else:
-                place[name] = tensor.contiguous()
+            bring(place, name, tensor, learner.device)
         learner.update(place)
     return {name: p.detach().cpu() for name, p in learner.online.named_parameters()}
 
@@ -246,18 +228,21 @@ def main() -> None:
     }
     failed = False
 
-    def save() -> None:
-        (arguments.out / "gpu.json").write_text(json.dumps(found, indent=1))
-
-    for name, check in CHECKS.items():
+    def attempt(part: str, name: str, case: Callable[[], Any], may_lack: tuple[type[Exception], ...] = ()) -> None:
+        nonlocal failed
         try:
-            found["checks"][name] = check()
+            found[part][name] = case()
+        except may_lack as error:
+            found[part][name] = f"not run: {error}"
         except Exception as error:
             traceback.print_exc()
             failed = True
-            found["checks"][name] = f"FAILED: {type(error).__name__}: {error}"
-        print(f"{name:<36} {found['checks'][name]}", flush=True)
-        save()
+            found[part][name] = f"FAILED: {type(error).__name__}: {error}"
+        print(f"{name:<36} {found[part][name]}", flush=True)
+        (arguments.out / "gpu.json").write_text(json.dumps(found, indent=1))
+
+    for name, check in CHECKS.items():
+        attempt("checks", name, check)
     cases: dict[str, Callable[[], Any]] = {
         "updates alone, fp32 [updates/s]": lambda: updates_per_s("fp32"),
         "updates alone, bf16 [updates/s]": lambda: updates_per_s("bf16"),
@@ -270,16 +255,7 @@ def main() -> None:
         "Stable-Baselines3 [steps/s]": lambda: sb3_steps_per_s(2_000),
     }
     for name, case in cases.items():
-        try:
-            found["speed"][name] = case()
-        except ImportError as error:
-            found["speed"][name] = f"not run: {error}"
-        except Exception as error:
-            traceback.print_exc()
-            failed = True
-            found["speed"][name] = f"FAILED: {type(error).__name__}: {error}"
-        print(f"{name:<36} {found['speed'][name]}", flush=True)
-        save()
+        attempt("speed", name, case, may_lack=(ImportError,))
     sys.exit(1 if failed else 0)
 
 

@@ -26,7 +26,7 @@ if compgen -G "$wheels/*.whl" > /dev/null; then
   # torch and what is installed stay as they are: wheels only add to them.
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
 fi
-export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
+export PYTHONPATH=$site:$PWD/bench${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
 began=$SECONDS
 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --no-cache-dir --target "$site" . \
   2>&1 | tee "$out/build.log" | tail -5

@@ -84,7 +84,7 @@ class CopyFeeder:
             self._prefetcher.request(*self._owed.popleft())
         drawn = self._prefetcher.take()
         for name in ("obs", "next_obs", *_PARTS):
-            _bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
+            bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
         if self._device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
@@ -122,7 +122,7 @@ class MirrorFeeder:
         self._gatherer.load(drawn)
         self._gatherer.gather()
         for name in _PARTS:
-            _bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
+            bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
         return Fed(self._tensors, drawn.index)
 
     def update_priorities(self, index: npt.NDArray[np.int64], priority: npt.NDArray[Any]) -> None:
@@ -133,7 +133,7 @@ class MirrorFeeder:
         """The mirror goes with this."""
 
 
-def _bring(tensors: dict[str, Tensor], name: str, fresh: Tensor, device: torch.device) -> None:
+def bring(tensors: dict[str, Tensor], name: str, fresh: Tensor, device: torch.device) -> None:
     """Into the tensor of that name on the device, always the same one."""
     if name not in tensors:
         tensors[name] = torch.empty(fresh.shape, dtype=fresh.dtype, device=device)

@@ -19,12 +19,11 @@ class Captured:
     Args:
         function: to be called.
         device: where its tensors are.
-        enabled: False calls it as it is on a GPU too.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device, enabled: bool = True) -> None:
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
         self._function = function
-        self._on_gpu = device.type == "cuda" and enabled
+        self._on_gpu = device.type == "cuda"
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 

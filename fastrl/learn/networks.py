@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -209,6 +209,31 @@ def build(
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def described(
+    kind: str, network: str, obs_shape: Sequence[int], hidden_units: Sequence[int], num_actions: int, dueling: bool
+) -> dict[str, Any]:
+    """The description of ``network``, as a configuration has it, for :func:`build`."""
+    own = ":" in network
+    return {
+        "kind": kind,
+        "torso": "own" if own else network,
+        "factory": network if own else None,
+        "obs_shape": list(obs_shape),
+        "hidden_units": list(hidden_units),
+        "num_actions": num_actions,
+        "dueling": dueling,
+    }
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, without it.
+
+    >>> list(under("online.", {"online.bias": torch.zeros(1), "target.bias": torch.zeros(1)}))
+    ['bias']
+    """
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def named_factory(network: str) -> Callable[[dict[str, Any]], nn.Module] | None:

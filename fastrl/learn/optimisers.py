@@ -1,4 +1,4 @@
-"""Optimisers that torch does not have as the papers used them."""
+"""Optimisers that torch does not have as the papers used them, or does slowly for one vector."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.engine.recorded_envs import action_scaling
-from fastrl.learn.networks import build
+from fastrl.learn.networks import build, under
 
 _ACTS = ("greedy", "sample", "continuous")
 
@@ -23,11 +23,15 @@ def sampled(logits: npt.NDArray[Any], generator: np.random.Generator) -> npt.NDA
     >>> sampled(np.array([[0.0, -100.0], [-100.0, 0.0]]), np.random.default_rng(0)).tolist()
     [0, 1]
     """
-    weights = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return drawn(np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True)), generator)
+
+
+def drawn(weights: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A column for each row, as often as its weight says; one random number a row."""
     cumulative = weights.cumsum(1)
-    drawn = generator.random(len(cumulative))[:, None] * cumulative[:, -1:]
-    actions: npt.NDArray[np.int64] = (cumulative <= drawn).sum(1).clip(max=cumulative.shape[1] - 1)
-    return actions
+    points = generator.random(len(cumulative))[:, None] * cumulative[:, -1:]
+    columns: npt.NDArray[np.int64] = (cumulative <= points).sum(1).clip(max=cumulative.shape[1] - 1)
+    return columns
 
 
 class Policy:
@@ -71,9 +75,8 @@ class Policy:
             self._to_env = action_scaling(self._box)
         # Of policies that are random by themselves, where the caller brings no generator.
         self._generator = np.random.default_rng(0)
-        prefix = str(description["prefix"])
         self.network = build(network, factory=factory)
-        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.network.load_state_dict(under(str(description["prefix"]), tensors))
         self.network.to(self.device).eval()
 
     def values(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -98,16 +101,16 @@ class Policy:
             raise ValueError(f"act: epsilon {epsilon!r} is outside [0, 1]; it is how often an action is random")
         if epsilon > 0 and generator is None:
             raise ValueError("act: epsilon above 0 needs a generator, numpy.random.default_rng(seed) for example")
-        drawn = self._generator if generator is None else generator
+        generator = self._generator if generator is None else generator
         if self.acts == "continuous":
             if epsilon > 0:
-                random = drawn.random(len(values)) < epsilon
-                values = np.where(random[:, None], drawn.uniform(-1, 1, values.shape), values)
+                random = generator.random(len(values)) < epsilon
+                values = np.where(random[:, None], generator.uniform(-1, 1, values.shape), values)
             return self._to_env(values.reshape(-1, *self._box.shape))
-        actions = sampled(values, drawn) if self.acts == "sample" else values.argmax(1)
+        actions = sampled(values, generator) if self.acts == "sample" else values.argmax(1)
         if epsilon > 0:
-            random = drawn.random(len(actions)) < epsilon
-            actions = np.where(random, drawn.integers(self.num_actions, size=len(actions)), actions)
+            random = generator.random(len(actions)) < epsilon
+            actions = np.where(random, generator.integers(self.num_actions, size=len(actions)), actions)
         return actions
 
     def act(self, obs: npt.NDArray[Any], epsilon: float = 0.0, generator: np.random.Generator | None = None) -> Any:

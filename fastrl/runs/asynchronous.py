@@ -29,13 +29,14 @@ from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
 from fastrl.learn.halves import halves
 from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
-from fastrl.learn.networks import build, named_factory
+from fastrl.learn.networks import build, described, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.norms import gradient_norms, histograms_of
+from fastrl.runs.opening import opened
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
-from fastrl.runs.session import Resumed, Session, resume, torch_threads
+from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import NonFiniteLoss, Traps
 from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup, as_text, from_text
 
@@ -259,16 +260,13 @@ class Recipe:
             raise ValueError(f"device: {self.algorithm} learns on the CPU; use --device cpu")
         deterministic = config.alone if config.deterministic is None else config.deterministic
         config = resolved(dataclasses.replace(config, device="cpu", deterministic=deterministic))
-        resumed = None
-        if resume_run is not None:
-            resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
         num_envs = config.games_per_worker if config.alone else 1
-        envs = make_envs(config, num_envs, _stream(0, 0), config.threads)
-        try:
-            with torch_threads(config.torch_threads or 1):
-                return _Run(self, config, envs, resumed).train()
-        finally:
-            envs.close()
+
+        def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:
+            return make_envs(config, num_envs, _stream(0, 0), config.threads)
+
+        with opened(config, first_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
+            return _Run(self, config, envs, resumed).train()
 
 
 def _stream(worker: int, life: int) -> str:
@@ -334,16 +332,10 @@ class _Run:
 
     def __init__(self, recipe: Recipe, config: Any, envs: PlayedEnvs, resumed: Resumed | None) -> None:
         self.recipe, self.config, self.envs, self.resumed = recipe, config, envs, resumed
-        own = ":" in config.network
-        self.network = {
-            "kind": recipe.kind,
-            "torso": "own" if own else config.network,
-            "factory": config.network if own else None,
-            "obs_shape": list(envs.obs_shape),
-            "hidden_units": list(config.hidden_units),
-            "num_actions": envs.num_actions,
-            "dueling": getattr(config, "dueling", False),
-        }
+        dueling = getattr(config, "dueling", False)
+        self.network = described(
+            recipe.kind, config.network, envs.obs_shape, config.hidden_units, envs.num_actions, dueling
+        )
         built = build(self.network, [seeds.whole(config.seed, "network")], named_factory(config.network))
         if list(built.buffers()):
             raise ValueError(
@@ -433,7 +425,7 @@ class _Run:
         """What follows steps, whoever took them. ``more`` is for the log."""
         if session.crossed(self.config.log_every_steps, steps):
             session.log({**self.row(session.steps), **more()}, histograms() if self.config.histograms else None)
-        if session.crossed(self.config.evaluate_every_steps, steps) and session.steps < self.config.steps:
+        if session.evaluation_due(steps):
             session.evaluate(self.tensors())
 
     def _alone(self, session: Session) -> list[dict[str, Any]]:

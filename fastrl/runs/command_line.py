@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.engine.games import nearest
+from fastrl.engine.recorded_envs import is_atari
 from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
 from fastrl.runs.side_by_side import is_said, run_seeds
@@ -30,7 +31,12 @@ class Trainer:
     config_class: type[Any]
     presets: Presets
     train: Callable[..., Any]
-    default_preset: Callable[[str | None], str]  # for an env, or for none being named
+    atari_preset: str  # what trains an Atari game, or no named env, when no preset is named
+    other_preset: str  # and any other env
+
+    def default_preset(self, env: str | None) -> str:
+        """What trains ``env`` when no preset is named."""
+        return self.atari_preset if env is None or is_atari(env) else self.other_preset
 
 
 def with_preset(trainer: Trainer, name: str) -> Any:

@@ -300,6 +300,10 @@ class Session:
         """Whether a multiple of ``every`` was reached within the last ``steps`` steps."""
         return bool(every) and self.steps // every > (self.steps - steps) // every  # type: ignore[operator]
 
+    def evaluation_due(self, steps: int) -> bool:
+        """Whether it is time to evaluate. At the end :meth:`finish` does."""
+        return self.crossed(self.config.evaluate_every_steps, steps) and self.steps < self.config.steps
+
     def checkpoint_due(self, steps: int) -> bool:
         """Whether it is time to save."""
         minutes = self.config.checkpoint_every_minutes
