@@ -52,6 +52,7 @@ from fastrl.runs.opening import envs_seed, opened, refill
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
+from fastrl.runs.trial import small_replay
 
 # Every so many updates are looked at for the log, and at most so many of these are kept until it is written.
 _LOOK_EVERY_UPDATES = 10
@@ -501,7 +502,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     return session
 
 
-TRAINER = Trainer("ddpg", Config, PRESETS, train, "fast", "fast")
+TRAINER = Trainer("ddpg", Config, PRESETS, train, "fast", "fast", small_replay)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ from fastrl.runs.opening import envs_seed, opened, refill
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
+from fastrl.runs.trial import small_replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,7 +515,12 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     return session
 
 
-TRAINER = Trainer("dqn", Config, PRESETS, train, "nature", "classic")
+def tried_as(config: Config) -> dict[str, Any]:
+    """For a trial: as little as shows both phases, the second one as it is once exploration is over."""
+    return {**small_replay(config), "epsilon_steps": 0, "epsilon_begins_after_warm_up": True}
+
+
+TRAINER = Trainer("dqn", Config, PRESETS, train, "nature", "classic", tried_as)
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ class Trainer:
     train: Callable[..., Any]
     atari_preset: str  # what trains an Atari game, or no named env, when no preset is named
     other_preset: str  # and any other env
+    tried_as: Callable[[Any], dict[str, Any]] = lambda config: {}  # what a trial of a few seconds does in small
 
     def default_preset(self, env: str | None) -> str:
         """What trains ``env`` when no preset is named."""

@@ -29,6 +29,7 @@ _LOG_EVERY_STEPS = {"cpu": 250, "cuda": 2_500}  # a row of metrics.csv takes a m
 # The first rows of a phase also have what is done once, such as torch's choice of its convolutions.
 _LEAVE_OUT_ROWS = 2
 _LEAST_ROWS = 5
+_SLOTS = 512  # of each lane: more than what a lane needs besides its transitions
 _TERMINATED = 143
 _EVALUATE_FOR_S = 15.0
 
@@ -57,6 +58,13 @@ class Trial:
     def replay_bytes(self) -> int:
         """Of the small replay."""
         return 0 if self.replay_shape is None else ring_bytes(self.replay_shape, self.replay_shape["slots"])
+
+
+def small_replay(config: Any) -> dict[str, int]:
+    """A replay for a trial, and a warm-up that fills a part of it."""
+    slots = max(_SLOTS, 4 * getattr(config, "n_step", 1))
+    capacity = max(slots * config.num_envs, 2 * config.batch)
+    return {"replay_capacity": capacity, "warm_up_steps": min(config.warm_up_steps, capacity // 2)}
 
 
 def processes(pid: int) -> list[int]:
@@ -110,7 +118,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
     try:
         tried = dataclasses.replace(
             config,
-            **trainer.tried_with(config),
+            **trainer.tried_as(config),
             runs=folder,
             name="trial",
             log_every_steps=_LOG_EVERY_STEPS[config.device],
