@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
 import torch
@@ -28,10 +29,6 @@ from fastrl.runs import command_line
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
-
-GOLDEN = Path(__file__).parent / "golden" / "a3c.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
 
 TINY: dict[str, Any] = {
     "env": "PongNoFrameskip-v4",
@@ -278,28 +275,10 @@ def test_a_network_in_halves_learns_as_a_whole_one(envs: int) -> None:
     assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 1e-4
 
 
-def movement(config: a3c.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
+def movement(config: a3c.Config) -> np.ndarray:
     network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
-    envs = random_games(updates * config.t_max, config.envs_per_worker, (4, 84, 84), 6, seed=1)
-    worker = a_worker(config, envs, network)
-    worker.optimiser.snapshot(worker.local.values)
-    began = {name: p.detach().clone() for name, p in worker.local.network.named_parameters()}
-    steps = 0
-    for _ in range(updates):
-        steps += worker.round(steps)[0]
-    worker.optimiser.snapshot(worker.local.values)
-    found = []
-    for name, parameter in worker.local.network.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+    envs = random_games(golden_updates.UPDATES * config.t_max, config.envs_per_worker, (4, 84, 84), 6, seed=1)
+    return golden_updates.movement_by_rounds(a_worker(config, envs, network))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
@@ -311,14 +290,8 @@ GOLDEN_CONFIGS = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("a3c", name, movement, config, "learning_rate")
 
 
 # ---- settings

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
 import torch
@@ -19,10 +19,6 @@ from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs import command_line
 from fastrl.runs.session import Session
-
-GOLDEN = Path(__file__).parent / "golden" / "async_q.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
 
 TINY: dict[str, Any] = {
     "env": "PongNoFrameskip-v4",
@@ -261,29 +257,11 @@ def test_every_game_explores_by_its_own_epsilon() -> None:
     np.testing.assert_allclose(greedy, [0.95, 0.75], atol=0.02)
 
 
-def movement(config: async_q.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
+def movement(config: async_q.Config) -> np.ndarray:
     network = {"kind": "q", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6, "dueling": config.dueling}
     round_steps = config.round_steps if config.n_step == 1 else config.n_step
-    envs = random_games(updates * round_steps, config.envs_per_worker, (4, 84, 84), 6, seed=1)
-    worker = a_worker(config, envs, network)
-    worker.optimiser.snapshot(worker.local.values)
-    began = {name: p.detach().clone() for name, p in worker.local.network.named_parameters()}
-    steps = 0
-    for _ in range(updates):
-        steps += worker.round(steps)[0]
-    worker.optimiser.snapshot(worker.local.values)
-    found = []
-    for name, parameter in worker.local.network.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+    envs = random_games(golden_updates.UPDATES * round_steps, config.envs_per_worker, (4, 84, 84), 6, seed=1)
+    return golden_updates.movement_by_rounds(a_worker(config, envs, network))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates. Epsilon stays 1, since
@@ -296,14 +274,8 @@ GOLDEN_CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("async_q", name, movement, config, "learning_rate")
 
 
 # ---- settings

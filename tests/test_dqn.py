@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
 import torch
@@ -19,10 +20,6 @@ from fastrl.learn.optimisers import CentredRMSProp
 from fastrl.runs import command_line
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
-
-GOLDEN = Path(__file__).parent / "golden" / "dqn.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
 
 TINY: dict[str, Any] = {
     "env": "PongNoFrameskip-v4",
@@ -171,24 +168,9 @@ def test_rmsprop_is_the_published_code_in_float64() -> None:
     np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-13)
 
 
-def movement(config: dqn.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
-    learner = learner_of(config)
-    began = {name: p.detach().clone() for name, p in learner.online.named_parameters()}
-    generator = np.random.default_rng(1)
-    for _ in range(updates):
-        learner.update(batch_of(generator, 8))
-    found = []
-    for name, parameter in learner.online.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+def movement(config: dqn.Config) -> np.ndarray:
+    learner, generator = learner_of(config), np.random.default_rng(1)
+    return golden_updates.movement(learner.online, lambda: learner.update(batch_of(generator, 8)))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
@@ -200,14 +182,8 @@ GOLDEN_CONFIGS = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("dqn", name, movement, config, "learning_rate")
 
 
 # ---- schedules and ratios
