@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,35 +20,26 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
-from scripted_envs import ScriptedEnvs, played, random_games
+from scripted_envs import random_games, two_games
 
 from fastrl import a3c
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
-from fastrl.runs import command_line
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
 
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "workers": 2,
     "sync": True,
     "steps": 400,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> a3c.Config:
-    config: a3c.Config = command_line.with_preset(a3c.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, a3c.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -183,26 +175,12 @@ def a_worker(config: a3c.Config, envs: Any, network: dict[str, Any] = GIVEN) -> 
     return worker
 
 
-def rows(*numbers: float) -> np.ndarray:
-    return np.array(numbers, np.float32).reshape(-1, 1, 1)
-
-
-def script() -> ScriptedEnvs:
-    """Two games: states 1, 2, 3 and 4, 5, 6. The first loses a life, the second is cut in state 9, both begin anew."""
-    steps = [
-        played(rows(2, 5), [1, 0]),
-        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
-        played(rows(7, 8), [1, -1]),
-    ]
-    return ScriptedEnvs(rows(1, 4), steps, 2)
-
-
 def test_a_round_moves_the_values_as_worked_by_hand() -> None:
     config = preset(
         "paper", workers=1, envs_per_worker=2, t_max=3, discount=0.5, learning_rate=0.1, learning_rate_steps=1000,
         rmsprop_decay=0.0, rmsprop_epsilon=1e-12, entropy_weight=0.0, value_weight=2.0, max_gradient_norm=0.0,
     )  # fmt: skip
-    envs = script()
+    envs = two_games()
     worker = a_worker(config, envs)
     seen: list[torch.Tensor] = []
     apply = worker.optimiser.apply
@@ -236,14 +214,14 @@ def test_a_round_moves_the_values_as_worked_by_hand() -> None:
 
 def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None:
     config = preset("paper", workers=1, envs_per_worker=2, t_max=3, max_gradient_norm=0.5)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     norms: list[float] = []
     worker.optimiser.apply = lambda gradient, rate: norms.append(float(gradient.norm()))  # type: ignore[method-assign]
     told = worker.round(0)[2][3]
     assert told > 0.5  # what it was
     assert norms == pytest.approx([0.5])
 
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.values[-20] = float("nan")
     worker.envs.steps[0].obs[:] = 0  # type: ignore[union-attr]
     with pytest.raises(NonFiniteLoss, match="the gradient is nan after 0 steps"):
@@ -253,8 +231,8 @@ def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None
 
 def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
     config = preset("paper", workers=1, envs_per_worker=2, t_max=0)
-    assert a_worker(config, script()).round(0)[0] == 2 * 2  # the first game's end
-    hurried = a_worker(config, script())
+    assert a_worker(config, two_games()).round(0)[0] == 2 * 2  # the first game's end
+    hurried = a_worker(config, two_games())
     hurried.hurried = lambda: True
     assert hurried.round(0)[0] == 2
 
@@ -308,12 +286,7 @@ def test_the_rate_falls_to_nothing_in_paper_and_stays_in_a2c() -> None:
 
 @pytest.mark.parametrize("name", a3c.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(a3c.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -334,11 +307,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, /, resume: str | None = None, **changes: Any) -> Session:

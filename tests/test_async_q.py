@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,26 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
-from scripted_envs import ScriptedEnvs, played, random_games
+from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
 
 from fastrl import async_q
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
-from fastrl.runs import command_line
 from fastrl.runs.session import Session
 
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "workers": 2,
     "sync": True,
     "steps": 400,
     "epsilon_frames": 2000,
     "target_every_frames": 480,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> async_q.Config:
-    config: async_q.Config = command_line.with_preset(async_q.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, async_q.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -133,21 +124,6 @@ def a_worker(config: async_q.Config, envs: Any, network: dict[str, Any] = TABLE)
     return worker
 
 
-def rows(*numbers: float) -> np.ndarray:
-    return np.array(numbers, np.float32).reshape(-1, 1, 1)
-
-
-def script() -> ScriptedEnvs:
-    """Two games: states 1, 2, 3 and 4, 5, 6. The first loses a life, the second is cut in state 9, both begin anew."""
-    steps = [
-        played(rows(2, 5), [1, 0]),
-        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
-        played(rows(7, 8), [1, -1]),
-        played(rows(1, 1), [0, 0]),
-    ]
-    return ScriptedEnvs(rows(1, 4), steps, 2)
-
-
 def gradient_of_a_round(config: async_q.Config, worker: async_q.Worker) -> np.ndarray:
     seen: list[torch.Tensor] = []
     worker.optimiser.apply = lambda gradient, rate: seen.append(gradient.clone())  # type: ignore[method-assign]
@@ -171,7 +147,7 @@ BY_HAND: dict[str, Any] = {
 )
 def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float]) -> None:
     config = preset("paper", n_step=n_step, **BY_HAND)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     found = gradient_of_a_round(config, worker)
 
@@ -183,7 +159,7 @@ def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, 
 
 def test_sarsa_follows_the_actions_that_were_taken_and_carries_the_last_into_the_next_round() -> None:
     config = preset("paper", n_step=1, sarsa=True, **{**BY_HAND, "epsilon_finals": (1.0,), "epsilon_first": 1.0})
-    envs = script()
+    envs = two_games()
     worker = a_worker(config, envs)
     found = gradient_of_a_round(config, worker)
     assert worker.chosen is not None
@@ -228,7 +204,7 @@ def test_the_target_network_is_refreshed_by_frames_and_not_between() -> None:
 
 def test_a_target_that_is_never_copied_is_found_out() -> None:
     config = preset("paper", n_step=1, **BY_HAND)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     worker.target_refresh = 0  # the planted mistake: it believes to have the copy
     with pytest.raises(AssertionError):
@@ -246,7 +222,7 @@ def test_final_epsilons_are_drawn_with_their_probabilities_by_seed_and_life() ->
 
 
 def test_every_game_explores_by_its_own_epsilon() -> None:
-    worker = a_worker(preset("paper", workers=1, envs_per_worker=2), script())
+    worker = a_worker(preset("paper", workers=1, envs_per_worker=2), two_games())
     worker.finals = np.array([0.1, 0.5])
 
     assert worker._epsilons(0).tolist() == [1, 1]
@@ -283,13 +259,7 @@ def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> Non
 
 @pytest.mark.parametrize("name", async_q.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(async_q.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str)))
-        == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -310,11 +280,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, /, resume: str | None = None, **changes: Any) -> Session:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import golden_updates
 import numpy as np
 import pytest
 import small_envs
+import tiny_training
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,6 +35,7 @@ small_envs.register()
 OBS, ACTION = 5, 2
 
 TINY: dict[str, Any] = {
+    **tiny_training.TINY,
     "env": "Pendulum-v1",
     "steps": 400,
     "warm_up_steps": 100,
@@ -42,23 +43,14 @@ TINY: dict[str, Any] = {
     "batch": 16,
     "actor_hidden_units": (16, 16),
     "critic_hidden_units": (16, 16),
-    "torch_threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
+preset = functools.partial(tiny_training.preset, ddpg.TRAINER)
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_thread_and_a_digest(digest_at_end: None) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(Session, "digest_at_end", True)
-
-
-def preset(name: str, /, **changes: Any) -> ddpg.Config:
-    config: ddpg.Config = command_line.with_preset(ddpg.TRAINER, name)
-    return dataclasses.replace(config, **changes)
 
 
 def learner_of(config: ddpg.Config, obs: int = OBS, action: int = ACTION) -> ddpg.Learner:
@@ -546,12 +538,9 @@ def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> Non
 # ---- configurations
 
 
-def test_presets_are_whole_configurations() -> None:
-    for name in ddpg.PRESETS:
-        config = preset(name)
-        assert config.preset == name
-        stored = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-        assert command_line.from_stored(ddpg.Config, stored) == config
+@pytest.mark.parametrize("name", ddpg.PRESETS)
+def test_presets_are_whole_configurations(name: str) -> None:
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 def test_the_papers_preset_has_the_papers_numbers() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -13,35 +12,26 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
 
 from fastrl import dqn
 from fastrl.learn.optimisers import CentredRMSProp
-from fastrl.runs import command_line
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "num_envs": 4,
     "replay_capacity": 600,
     "warm_up_steps": 100,
     "batch": 8,
     "target_every_steps": 80,
     "steps": 400,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 200,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> dqn.Config:
-    config: dqn.Config = command_line.with_preset(dqn.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, dqn.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -206,12 +196,7 @@ def test_there_is_exactly_one_update_for_every_four_steps_after_the_warm_up() ->
 
 @pytest.mark.parametrize("name", dqn.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(dqn.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +217,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, base: str = "fast", /, **changes: Any) -> Session:

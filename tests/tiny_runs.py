@@ -11,26 +11,24 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import tiny_training
 import torch
 from gymnasium import spaces
 
 from fastrl import dqn
 from fastrl.runs import checkpoint
 from fastrl.runs.checkpoint import CheckpointStore
-from fastrl.runs.command_line import with_preset
 
 # Networks this small gain nothing from threads, which wait for each other on a machine that others use too.
 torch.set_num_threads(1)
 
 _SHARED: dict[str, Any] = {
+    **tiny_training.TINY,
+    "threads": 1,
     "steps": 300,
     "warm_up_steps": 100,
     "replay_capacity": 2000,
     "batch": 8,
-    "threads": 1,
-    "torch_threads": 1,
-    "evaluate_every_steps": 0,
-    "tensorboard": False,
 }
 
 
@@ -42,9 +40,7 @@ def _directory() -> Path:
 
 
 def _train(name: str, preset: str, **changes: Any) -> Path:
-    values = {**dqn.PRESETS[preset], **_SHARED, **changes}
-    config = type(with_preset(dqn.TRAINER, preset))(preset=preset, runs=_directory(), name=name, **values)
-    dqn.train(config)
+    dqn.train(tiny_training.preset(dqn.TRAINER, preset, **_SHARED, **changes, runs=_directory(), name=name))
     return _directory() / name
 
 
