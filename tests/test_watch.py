@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -238,50 +239,53 @@ def test_a_picture_is_as_large_as_it_fits(
         assert cells[-1, -1].tolist() == [0] * 6
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[bytes]]]:
+class Terminal:
     """A terminal to write to, and what arrives there."""
+
+    def __init__(self) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.stream = os.fdopen(slave, "w")
+        self.seen = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while data := os.read(self._master, 65_536):
+                self.seen += data
+
+    def all_seen(self) -> str:
+        """After nobody has it open any more."""
+        self.stream.close()
+        self._reader.join(60)
+        assert not self._reader.is_alive()
+        return self.seen.decode()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    master, slave = pty.openpty()
-    seen: list[bytes] = []
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(master, 65_536)
-            except OSError:  # the other side is closed
-                return
-            if not data:
-                return
-            seen.append(data)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    stream = os.fdopen(slave, "w")
-    yield stream, seen
-    stream.close()
-    reader.join(10)
-    os.close(master)
+    made = Terminal()
+    yield made
+    made.all_seen()
+    os.close(made._master)
 
 
-def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: tuple[Any, list[bytes]]) -> None:
-    stream, seen = terminal
-    screen = TerminalScreen(4 / 3, stream)
+def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: Terminal) -> None:
+    screen = TerminalScreen(4 / 3, terminal.stream)
     picture = np.full((210, 160, 3), 50, np.uint8)
 
     screen.show(picture, "evil\x1b]0;title\x07name " + "x" * 200)
     screen.show(picture, "step 2")
     screen.close()
     screen.close()
-    stream.close()
-    time.sleep(0.2)
 
-    text = b"".join(seen).decode()
+    text = terminal.all_seen()
     assert text.startswith("\x1b[?2026h\x1b[?1049h\x1b[?25l")
     assert text.endswith("\x1b[0m\x1b[?25h\x1b[?1049l")
     assert text.count("\x1b[?1049l") == 1
@@ -292,31 +296,29 @@ def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: t
 
 
 def test_a_terminal_that_has_no_colours_or_is_none_is_refused(
-    terminal: tuple[Any, list[bytes]], monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = pytest.raises(ValueError, match=r"the output is no terminal here; write a file instead, --to game\.gif")
     with open(os.devnull, "w") as nothing, refused:
         TerminalScreen(None, nothing)
     monkeypatch.setenv("TERM", "dumb")
     with pytest.raises(ValueError, match="TERM=dumb"):
-        TerminalScreen(None, terminal[0])
+        TerminalScreen(None, terminal.stream)
 
 
-def test_ctrl_c_gives_the_terminal_back(terminal: tuple[Any, list[bytes]]) -> None:
-    stream, seen = terminal
+def test_ctrl_c_gives_the_terminal_back(terminal: Terminal) -> None:
+    stream = terminal.stream.fileno()
     command = [sys.executable, "-m", "fastrl.watch", "--policy", "random", "--env", "PongNoFrameskip-v4"]
-    process = subprocess.Popen(command, stdout=stream.fileno(), stderr=stream.fileno(), start_new_session=True)
+    process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     deadline = time.monotonic() + 60
-    while b"step 3 " not in b"".join(seen) and time.monotonic() < deadline and process.poll() is None:
+    while b"step 3 " not in terminal.seen and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code = process.wait(30)
     took_s = time.monotonic() - began
-    stream.close()
-    time.sleep(0.2)
 
-    text = b"".join(seen).decode()
+    text = terminal.all_seen()
     assert code == 130, text[-500:]
     assert took_s < 10
     assert "step 3 " in text
