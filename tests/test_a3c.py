@@ -451,10 +451,11 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
     trainer.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     code = trainer.ended()
+    took_s = time.monotonic() - began
 
     said = trainer.said.read_text()
     assert code == 143, said
-    assert time.monotonic() - began < 5
+    assert took_s < tiny_training.soon_s()
     assert "worker 1 ended (signal 9); another takes its place, with new games" in said
     assert len(re.findall("workers on .* usable cores", said)) == (len(os.sched_getaffinity(0)) < 2)
     for pid in {*first, *workers}:

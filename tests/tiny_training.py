@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,18 @@ def start(nursery: Nursery, config: dqn.Config, log: Path, resume_run: Path | No
     """Train in a process of its own, which leaves its digest in the run."""
     order = {"config": as_json(config), "resume": None if resume_run is None else str(resume_run)}
     return nursery.start("tiny_training:train_and_tell", order, output=log)
+
+
+def wait_for_a_checkpoint(child: Child, run: Path) -> None:
+    patience = time.monotonic() + 60
+    while not CheckpointStore(run / "checkpoints").steps_saved():
+        assert time.monotonic() < patience, child.said()
+        time.sleep(0.001)
+
+
+def soon_s() -> float:
+    """Within this a training ends after a signal; the promise is for a machine not busy with something else."""
+    return 5 if os.getloadavg()[0] < 2 * len(os.sched_getaffinity(0)) else 20
 
 
 def train_and_tell(order: dict[str, Any]) -> None:
