@@ -13,7 +13,7 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
-import small_envs
+import small_envs  # noqa: F401  (its envs are named here)
 import tiny_training
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,6 @@ from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss, Traps
-
-small_envs.register()
 
 OBS, ACTION = 5, 2
 

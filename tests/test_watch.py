@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_envs
 import tiny_runs
 from PIL import Image
 
@@ -124,8 +125,8 @@ def test_what_is_watched_is_what_evaluating_one_game_by_the_same_seed_plays() ->
 
 
 def test_games_follow_each_other_until_somebody_ends_them() -> None:
-    game = shown_game(tiny_runs.UNEVEN, None, 0)
-    chooser = watch.Chooser(Subject("", tiny_runs.UNEVEN, None, None, 1.0, 0), game.action_space)
+    game = shown_game(small_envs.UNEVEN, None, 0)
+    chooser = watch.Chooser(Subject("", small_envs.UNEVEN, None, None, 1.0, 0), game.action_space)
 
     _, whole = play(game, chooser, 30)
     calls = iter(range(50))
@@ -411,7 +412,7 @@ def test_an_mp4_without_ffmpeg_says_what_to_install(tmp_path: Path, monkeypatch:
 def test_it_writes_whole_games_and_tells_what_came_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "uneven.gif"
 
-    succeed("--policy", "random", "--env", tiny_runs.UNEVEN, "--episodes", "3", "--to", to, "--fps", "10")
+    succeed("--policy", "random", "--env", small_envs.UNEVEN, "--episodes", "3", "--to", to, "--fps", "10")
 
     told = capsys.readouterr().out
     steps = [int(found) for found in re.findall(r"game \d: return \d+, (\d+) steps", told)]
@@ -439,7 +440,7 @@ def test_it_writes_whole_games_and_tells_what_came_of_them(tmp_path: Path, capsy
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], said: str) -> None:
-    assert said in refusal("--policy", "random", "--env", tiny_runs.UNEVEN, *arguments)
+    assert said in refusal("--policy", "random", "--env", small_envs.UNEVEN, *arguments)
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,5 +452,5 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert "has 18 actions by these rules, the policy chooses among 6" in refusal(
         tiny_runs.pong(), "--protocol", "machado", "--to", tmp_path / "x.gif"
     )
-    said = refusal("--policy", "random", "--env", tiny_runs.UNEVEN, "--to", "window")
+    said = refusal("--policy", "random", "--env", small_envs.UNEVEN, "--to", "window")
     assert "there is no display here" in said or "without tkinter" in said

@@ -1,4 +1,4 @@
-"""Runs as DQN leaves them, trained for seconds and made once: who changes one takes a copy. And an env to play in."""
+"""Runs as DQN leaves them, trained for seconds and made once: who changes one takes a copy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import tiny_training
 import torch
-from gymnasium import spaces
 
 from fastrl import dqn
 from fastrl.runs import checkpoint
@@ -77,37 +74,3 @@ def damage(path: Path) -> None:
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
     tensors.write_bytes(content)
-
-
-class Uneven(gymnasium.Env[Any, Any]):
-    """Games of 1 or 20 steps, by chance; the return is the length. Takes actions 1 and 2. Draws its step number."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.observation_space = spaces.Box(0, 100, (3,), np.float32)
-        self.action_space = spaces.Discrete(2, start=1)
-        self.render_mode = render_mode
-
-    def _obs(self) -> Any:
-        return np.full(3, self._left, np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._step, self._left = 0, int(self.np_random.choice([1, 20]))
-        return self._obs(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert action in (1, 2), f"action {action} is none of this env's"
-        self._step, self._left = self._step + 1, self._left - 1
-        return self._obs(), 1.0, self._left == 0, False, {}
-
-    def render(self) -> Any:
-        picture = np.zeros((10, 20, 3), np.uint8)
-        picture[:, : self._step] = (200, 10 * self._step, 0)
-        return picture
-
-
-UNEVEN = "fastrl-tests/Uneven-v0"
-if UNEVEN not in gymnasium.registry:
-    gymnasium.register(UNEVEN, Uneven)
