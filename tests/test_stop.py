@@ -52,6 +52,15 @@ def start(*arguments: str, ignored: signal.Signals | None = None) -> subprocess.
     return child
 
 
+def lingering_after(number: signal.Signals) -> subprocess.Popen[str]:
+    """A child that has seen the signal and is slow to end."""
+    child = start("linger")
+    child.send_signal(number)
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith(number.name)
+    return child
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_loop_with_a_checkpoint_and_its_code(number: signal.Signals, code: int) -> None:
     child = start()
@@ -64,10 +73,7 @@ def test_a_signal_ends_the_loop_with_a_checkpoint_and_its_code(number: signal.Si
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
-    child = start("linger")
-    child.send_signal(signal.SIGINT)
-    assert child.stdout is not None
-    assert child.stdout.readline().startswith("SIGINT")
+    child = lingering_after(signal.SIGINT)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=HANGS_S)
 
@@ -76,10 +82,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
 
 
 def test_a_second_sigterm_changes_nothing() -> None:
-    child = start("linger")
-    child.send_signal(signal.SIGTERM)
-    assert child.stdout is not None
-    assert child.stdout.readline().startswith("SIGTERM")
+    child = lingering_after(signal.SIGTERM)
     child.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.3)
