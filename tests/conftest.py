@@ -39,6 +39,14 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@pytest.fixture
+def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends has the digest of all that it was."""
+    from fastrl.runs.session import Session
+
+    monkeypatch.setattr(Session, "digest_at_end", True)
+
+
 @pytest.fixture(scope="session")
 def session_seed() -> int:
     """Varies from run to run; FASTRL_TEST_SEED repeats one. Printed with the tests that use it."""

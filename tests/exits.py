@@ -62,15 +62,16 @@ WAYS: dict[str, tuple[str, int, str]] = {
         "",
     ),
     "Ctrl-C inside recv": (
-        "pool = slow(); pool.send(zeros)\nafter(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))\n"
-        "began = time.time()\ntry:\n    while True: pool.recv(); pool.send(zeros)\n"
+        "pool = slow(); pool.send(zeros)\nbegan = time.time()\n"
+        "try:\n    after(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "    while True: pool.recv(); pool.send(zeros)\n"
         "except KeyboardInterrupt:\n    assert time.time() - began < 1.1, time.time() - began\n    sys.exit(3)",
         3,
         "",
     ),
     "Ctrl-C inside step, then on": (
-        "pool = slow()\nafter(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))\n"
-        "try:\n    while True: pool.step(zeros)\n"
+        "pool = slow()\ntry:\n    after(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "    while True: pool.step(zeros)\n"
         "except KeyboardInterrupt:\n    if pool.in_flight: pool.recv()\n"
         "    pool.step(zeros); pool.reset(seed=1); sys.exit(4)",
         4,

@@ -19,9 +19,16 @@ import time
 from pathlib import Path
 
 from nursery import Nursery
-from tiny_training import config_of, digest_of, flags_of, processes_with, require_resumable, rows, start
-
-from fastrl.runs.checkpoint import CheckpointStore
+from tiny_training import (
+    config_of,
+    digest_of,
+    flags_of,
+    processes_with,
+    require_resumable,
+    rows,
+    start,
+    wait_for_a_checkpoint,
+)
 
 
 def kill_one(
@@ -32,8 +39,7 @@ def kill_one(
     config = config_of(runs, name, checkpoint_every_steps=4 * rng.randint(2, 15), prioritised=prioritised)
     run, log = runs / name, runs / f"{name}.log"
     child = start(nursery, config, log)
-    while not CheckpointStore(run / "checkpoints").steps_saved():
-        time.sleep(0.001)
+    wait_for_a_checkpoint(child, run)
     after_s = rng.random() * 1.5
     time.sleep(after_s)
     child.kill()

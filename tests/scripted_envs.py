@@ -45,6 +45,22 @@ class ScriptedEnvs:
         pass
 
 
+def rows(*numbers: float) -> np.ndarray:
+    """Observations that are a number each."""
+    return np.array(numbers, np.float32).reshape(-1, 1, 1)
+
+
+def two_games() -> ScriptedEnvs:
+    """States 1, 2, 3 and 4, 5, 6. The first game loses a life, the second is cut in state 9, both begin anew."""
+    steps = [
+        played(rows(2, 5), [1, 0]),
+        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
+        played(rows(7, 8), [1, -1]),
+        played(rows(1, 1), [0, 0]),
+    ]
+    return ScriptedEnvs(rows(1, 4), steps, 2)
+
+
 def random_games(steps: int, num_envs: int, shape: tuple[int, ...], num_actions: int, seed: int) -> ScriptedEnvs:
     """Noise to look at, rewards, ends and cuts, the same each time."""
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Envs of Gymnasium whose every number is known, for what records and what trains."""
+"""Envs of Gymnasium whose every number is known, for what records, trains and plays. Importing this registers them."""
 
 from __future__ import annotations
 
@@ -70,17 +70,41 @@ class Pixels(Counting):
         self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
-def register() -> None:
-    """Under ``test/``; once a process."""
-    for name in ("Counting", "Unbounded", "Matrix", "Pixels"):
-        if f"test/{name}-v0" not in gymnasium.registry:
-            # The checker would look at every number before us, and warn.
-            gymnasium.register(f"test/{name}-v0", globals()[name], disable_env_checker=True)
-    for what in ("reward", "observation", "overflow"):
-        if f"test/Spoilt-{what}-v0" not in gymnasium.registry:
-            gymnasium.register(
-                f"test/Spoilt-{what}-v0",
-                Counting,
-                kwargs={"spoilt_at": 3, "what": what},
-                disable_env_checker=True,
-            )
+class Uneven(gymnasium.Env[Any, Any]):
+    """Games of 1 or 20 steps, by chance; the return is the length. Takes actions 1 and 2. Draws its step number."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.observation_space = spaces.Box(0, 100, (3,), np.float32)
+        self.action_space = spaces.Discrete(2, start=1)
+        self.render_mode = render_mode
+
+    def _obs(self) -> Any:
+        return np.full(3, self._left, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._step, self._left = 0, int(self.np_random.choice([1, 20]))
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action in (1, 2), f"action {action} is none of this env's"
+        self._step, self._left = self._step + 1, self._left - 1
+        return self._obs(), 1.0, self._left == 0, False, {}
+
+    def render(self) -> Any:
+        picture = np.zeros((10, 20, 3), np.uint8)
+        picture[:, : self._step] = (200, 10 * self._step, 0)
+        return picture
+
+
+UNEVEN = "test/Uneven-v0"
+for _name in ("Counting", "Unbounded", "Matrix", "Pixels"):
+    # The checker would look at every number before us, and warn.
+    gymnasium.register(f"test/{_name}-v0", globals()[_name], disable_env_checker=True)
+for _what in ("reward", "observation", "overflow"):
+    gymnasium.register(
+        f"test/Spoilt-{_what}-v0", Counting, kwargs={"spoilt_at": 3, "what": _what}, disable_env_checker=True
+    )
+gymnasium.register(UNEVEN, Uneven)

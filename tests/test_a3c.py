@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,41 +17,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
-from scripted_envs import ScriptedEnvs, played, random_games
+from scripted_envs import random_games, two_games
 
 from fastrl import a3c
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
-from fastrl.runs import command_line
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
 
-GOLDEN = Path(__file__).parent / "golden" / "a3c.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
-
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "workers": 2,
     "sync": True,
     "steps": 400,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> a3c.Config:
-    config: a3c.Config = command_line.with_preset(a3c.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, a3c.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -186,26 +175,12 @@ def a_worker(config: a3c.Config, envs: Any, network: dict[str, Any] = GIVEN) -> 
     return worker
 
 
-def rows(*numbers: float) -> np.ndarray:
-    return np.array(numbers, np.float32).reshape(-1, 1, 1)
-
-
-def script() -> ScriptedEnvs:
-    """Two games: states 1, 2, 3 and 4, 5, 6. The first loses a life, the second is cut in state 9, both begin anew."""
-    steps = [
-        played(rows(2, 5), [1, 0]),
-        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
-        played(rows(7, 8), [1, -1]),
-    ]
-    return ScriptedEnvs(rows(1, 4), steps, 2)
-
-
 def test_a_round_moves_the_values_as_worked_by_hand() -> None:
     config = preset(
         "paper", workers=1, envs_per_worker=2, t_max=3, discount=0.5, learning_rate=0.1, learning_rate_steps=1000,
         rmsprop_decay=0.0, rmsprop_epsilon=1e-12, entropy_weight=0.0, value_weight=2.0, max_gradient_norm=0.0,
     )  # fmt: skip
-    envs = script()
+    envs = two_games()
     worker = a_worker(config, envs)
     seen: list[torch.Tensor] = []
     apply = worker.optimiser.apply
@@ -239,14 +214,14 @@ def test_a_round_moves_the_values_as_worked_by_hand() -> None:
 
 def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None:
     config = preset("paper", workers=1, envs_per_worker=2, t_max=3, max_gradient_norm=0.5)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     norms: list[float] = []
     worker.optimiser.apply = lambda gradient, rate: norms.append(float(gradient.norm()))  # type: ignore[method-assign]
     told = worker.round(0)[2][3]
     assert told > 0.5  # what it was
     assert norms == pytest.approx([0.5])
 
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.values[-20] = float("nan")
     worker.envs.steps[0].obs[:] = 0  # type: ignore[union-attr]
     with pytest.raises(NonFiniteLoss, match="the gradient is nan after 0 steps"):
@@ -256,8 +231,8 @@ def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None
 
 def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
     config = preset("paper", workers=1, envs_per_worker=2, t_max=0)
-    assert a_worker(config, script()).round(0)[0] == 2 * 2  # the first game's end
-    hurried = a_worker(config, script())
+    assert a_worker(config, two_games()).round(0)[0] == 2 * 2  # the first game's end
+    hurried = a_worker(config, two_games())
     hurried.hurried = lambda: True
     assert hurried.round(0)[0] == 2
 
@@ -278,28 +253,10 @@ def test_a_network_in_halves_learns_as_a_whole_one(envs: int) -> None:
     assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 1e-4
 
 
-def movement(config: a3c.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
+def movement(config: a3c.Config) -> np.ndarray:
     network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
-    envs = random_games(updates * config.t_max, config.envs_per_worker, (4, 84, 84), 6, seed=1)
-    worker = a_worker(config, envs, network)
-    worker.optimiser.snapshot(worker.local.values)
-    began = {name: p.detach().clone() for name, p in worker.local.network.named_parameters()}
-    steps = 0
-    for _ in range(updates):
-        steps += worker.round(steps)[0]
-    worker.optimiser.snapshot(worker.local.values)
-    found = []
-    for name, parameter in worker.local.network.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+    envs = random_games(golden_updates.UPDATES * config.t_max, config.envs_per_worker, (4, 84, 84), 6, seed=1)
+    return golden_updates.movement_by_rounds(a_worker(config, envs, network))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
@@ -311,14 +268,8 @@ GOLDEN_CONFIGS = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("a3c", name, movement, config, "learning_rate")
 
 
 # ---- settings
@@ -335,12 +286,7 @@ def test_the_rate_falls_to_nothing_in_paper_and_stays_in_a2c() -> None:
 
 @pytest.mark.parametrize("name", a3c.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(a3c.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -361,11 +307,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, /, resume: str | None = None, **changes: Any) -> Session:
@@ -476,7 +417,8 @@ class Trainer:
 
     def rows(self) -> list[dict[str, str]]:
         file = self.path / "metrics.csv"
-        lines = file.read_text().splitlines() if file.exists() else []
+        text = file.read_text() if file.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last line may be half written
         return [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
 
     def until(self, condition: Callable[[], Any]) -> None:
@@ -509,10 +451,11 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
     trainer.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     code = trainer.ended()
+    took_s = time.monotonic() - began
 
     said = trainer.said.read_text()
     assert code == 143, said
-    assert time.monotonic() - began < 5
+    assert took_s < tiny_training.soon_s()
     assert "worker 1 ended (signal 9); another takes its place, with new games" in said
     assert len(re.findall("workers on .* usable cores", said)) == (len(os.sched_getaffinity(0)) < 2)
     for pid in {*first, *workers}:
@@ -537,7 +480,8 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
     assert saved.steps + 300 <= last.steps <= saved.steps + 300 + 2 * 5
     steps_logged = [int(row["steps"]) for row in more.rows()]
     assert steps_logged == sorted(set(steps_logged))
-    assert 0 < float(more.rows()[-1]["lag_mean"]) < 3
+    # On a busy machine a worker that stood still has a lag of many rounds, which others have less of.
+    assert 0 < np.mean([float(row["lag_mean"]) for row in more.rows()]) < 3
     assert json.loads((trainer.path / "config.json").read_text())["finished"]
 
 

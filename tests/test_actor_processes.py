@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import time
@@ -11,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_training import TINY_PONG, preset
 
 from fastrl import dqn
 from fastrl.runs.actor_processes import ActorProcesses
-from fastrl.runs.command_line import with_preset
 
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **TINY_PONG,
     "num_envs": 3,
     "actor_processes": 2,
     "replay_capacity": 2_000,
@@ -26,12 +24,7 @@ TINY: dict[str, Any] = {
     "batch": 8,
     "target_every_steps": 80,
     "steps": 300,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
 
 
@@ -76,7 +69,7 @@ def test_every_step_of_every_game_is_recorded(actors: ActorProcesses) -> None:
     assert all(action == step % 6 for (_, step), action in by_step.items())
     pids = actors.pids
     actors.close()
-    assert all(gone(pid, 2) for pid in pids)
+    assert all(gone(pid, 20) for pid in pids)
 
 
 def test_a_killed_process_is_replaced_and_its_lanes_go_on(actors: ActorProcesses) -> None:
@@ -98,7 +91,7 @@ def test_a_killed_process_is_replaced_and_its_lanes_go_on(actors: ActorProcesses
 
 
 def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **TINY, runs=tmp_path, name="killed")
+    config = preset(dqn.TRAINER, "fast", **TINY, runs=tmp_path, name="killed")
     receive = ActorProcesses.receive
     rounds = iter(range(10_000))
 
@@ -140,7 +133,7 @@ def test_a_run_that_goes_on_plays_other_games(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **{**TINY, **changes}, runs=tmp_path)
+    config = preset(dqn.TRAINER, "fast", **{**TINY, **changes}, runs=tmp_path)
 
     with pytest.raises(ValueError, match=message):
         dqn.train(config)

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
-from scripted_envs import ScriptedEnvs, played, random_games
+from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
 
 from fastrl import async_q
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
-from fastrl.runs import command_line
 from fastrl.runs.session import Session
 
-GOLDEN = Path(__file__).parent / "golden" / "async_q.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
-
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "workers": 2,
     "sync": True,
     "steps": 400,
     "epsilon_frames": 2000,
     "target_every_frames": 480,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> async_q.Config:
-    config: async_q.Config = command_line.with_preset(async_q.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, async_q.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -137,21 +124,6 @@ def a_worker(config: async_q.Config, envs: Any, network: dict[str, Any] = TABLE)
     return worker
 
 
-def rows(*numbers: float) -> np.ndarray:
-    return np.array(numbers, np.float32).reshape(-1, 1, 1)
-
-
-def script() -> ScriptedEnvs:
-    """Two games: states 1, 2, 3 and 4, 5, 6. The first loses a life, the second is cut in state 9, both begin anew."""
-    steps = [
-        played(rows(2, 5), [1, 0]),
-        played(rows(3, 6), [0, 1], terminated=[0], truncated=[1], cut={1: rows(9)[0]}),
-        played(rows(7, 8), [1, -1]),
-        played(rows(1, 1), [0, 0]),
-    ]
-    return ScriptedEnvs(rows(1, 4), steps, 2)
-
-
 def gradient_of_a_round(config: async_q.Config, worker: async_q.Worker) -> np.ndarray:
     seen: list[torch.Tensor] = []
     worker.optimiser.apply = lambda gradient, rate: seen.append(gradient.clone())  # type: ignore[method-assign]
@@ -175,7 +147,7 @@ BY_HAND: dict[str, Any] = {
 )
 def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float]) -> None:
     config = preset("paper", n_step=n_step, **BY_HAND)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     found = gradient_of_a_round(config, worker)
 
@@ -187,7 +159,7 @@ def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, 
 
 def test_sarsa_follows_the_actions_that_were_taken_and_carries_the_last_into_the_next_round() -> None:
     config = preset("paper", n_step=1, sarsa=True, **{**BY_HAND, "epsilon_finals": (1.0,), "epsilon_first": 1.0})
-    envs = script()
+    envs = two_games()
     worker = a_worker(config, envs)
     found = gradient_of_a_round(config, worker)
     assert worker.chosen is not None
@@ -232,7 +204,7 @@ def test_the_target_network_is_refreshed_by_frames_and_not_between() -> None:
 
 def test_a_target_that_is_never_copied_is_found_out() -> None:
     config = preset("paper", n_step=1, **BY_HAND)
-    worker = a_worker(config, script())
+    worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     worker.target_refresh = 0  # the planted mistake: it believes to have the copy
     with pytest.raises(AssertionError):
@@ -250,7 +222,7 @@ def test_final_epsilons_are_drawn_with_their_probabilities_by_seed_and_life() ->
 
 
 def test_every_game_explores_by_its_own_epsilon() -> None:
-    worker = a_worker(preset("paper", workers=1, envs_per_worker=2), script())
+    worker = a_worker(preset("paper", workers=1, envs_per_worker=2), two_games())
     worker.finals = np.array([0.1, 0.5])
 
     assert worker._epsilons(0).tolist() == [1, 1]
@@ -261,29 +233,11 @@ def test_every_game_explores_by_its_own_epsilon() -> None:
     np.testing.assert_allclose(greedy, [0.95, 0.75], atol=0.02)
 
 
-def movement(config: async_q.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
+def movement(config: async_q.Config) -> np.ndarray:
     network = {"kind": "q", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6, "dueling": config.dueling}
     round_steps = config.round_steps if config.n_step == 1 else config.n_step
-    envs = random_games(updates * round_steps, config.envs_per_worker, (4, 84, 84), 6, seed=1)
-    worker = a_worker(config, envs, network)
-    worker.optimiser.snapshot(worker.local.values)
-    began = {name: p.detach().clone() for name, p in worker.local.network.named_parameters()}
-    steps = 0
-    for _ in range(updates):
-        steps += worker.round(steps)[0]
-    worker.optimiser.snapshot(worker.local.values)
-    found = []
-    for name, parameter in worker.local.network.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+    envs = random_games(golden_updates.UPDATES * round_steps, config.envs_per_worker, (4, 84, 84), 6, seed=1)
+    return golden_updates.movement_by_rounds(a_worker(config, envs, network))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates. Epsilon stays 1, since
@@ -296,14 +250,8 @@ GOLDEN_CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("async_q", name, movement, config, "learning_rate")
 
 
 # ---- settings
@@ -311,13 +259,7 @@ def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> Non
 
 @pytest.mark.parametrize("name", async_q.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(async_q.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str)))
-        == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -338,11 +280,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, /, resume: str | None = None, **changes: Any) -> Session:

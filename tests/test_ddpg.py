@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
-import small_envs
+import small_envs  # noqa: F401  (its envs are named here)
+import tiny_training
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,15 +30,10 @@ from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss, Traps
 
-small_envs.register()
-
-GOLDEN = Path(__file__).parent / "golden" / "ddpg.json"
-# A step of the networks' weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
-
 OBS, ACTION = 5, 2
 
 TINY: dict[str, Any] = {
+    **tiny_training.TINY,
     "env": "Pendulum-v1",
     "steps": 400,
     "warm_up_steps": 100,
@@ -45,23 +41,14 @@ TINY: dict[str, Any] = {
     "batch": 16,
     "actor_hidden_units": (16, 16),
     "critic_hidden_units": (16, 16),
-    "torch_threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 100,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
+preset = functools.partial(tiny_training.preset, ddpg.TRAINER)
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_thread_and_a_digest(digest_at_end: None) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(Session, "digest_at_end", True)
-
-
-def preset(name: str, /, **changes: Any) -> ddpg.Config:
-    config: ddpg.Config = command_line.with_preset(ddpg.TRAINER, name)
-    return dataclasses.replace(config, **changes)
 
 
 def learner_of(config: ddpg.Config, obs: int = OBS, action: int = ACTION) -> ddpg.Learner:
@@ -528,24 +515,9 @@ def test_actions_of_a_matrix_reach_their_env(tmp_path: Path) -> None:
 # ---- golden
 
 
-def movement(config: ddpg.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move actor and critic, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
-    learner = learner_of(config)
-    began = {name: p.detach().clone() for name, p in learner.networks.named_parameters()}
-    generator = np.random.default_rng(1)
-    for _ in range(updates):
-        learner.update(batch_of(generator, config.batch))
-    found = []
-    for name, parameter in learner.networks.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+def movement(config: ddpg.Config) -> np.ndarray:
+    learner, generator = learner_of(config), np.random.default_rng(1)
+    return golden_updates.movement(learner.networks, lambda: learner.update(batch_of(generator, config.batch)))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
@@ -557,34 +529,16 @@ GOLDEN_CONFIGS = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(
-        movement(
-            dataclasses.replace(
-                config,
-                actor_learning_rate=config.actor_learning_rate * 1.001,
-                critic_learning_rate=config.critic_learning_rate * 1.001,
-            )
-        ),
-        golden,
-    )
-
-    print(f"{name}: {away:.1e} away from what was stored; rates higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("ddpg", name, movement, config, "actor_learning_rate", "critic_learning_rate")
 
 
 # ---- configurations
 
 
-def test_presets_are_whole_configurations() -> None:
-    for name in ddpg.PRESETS:
-        config = preset(name)
-        assert config.preset == name
-        stored = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-        assert command_line.from_stored(ddpg.Config, stored) == config
+@pytest.mark.parametrize("name", ddpg.PRESETS)
+def test_presets_are_whole_configurations(name: str) -> None:
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 def test_the_papers_preset_has_the_papers_numbers() -> None:

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import functools
 import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_updates
 import numpy as np
 import pytest
+import tiny_training
 import torch
 
 from fastrl import dqn
 from fastrl.learn.optimisers import CentredRMSProp
-from fastrl.runs import command_line
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 
-GOLDEN = Path(__file__).parent / "golden" / "dqn.json"
-# A step of the network's weights away from these is a change of the algorithm, to be told in CHANGELOG.md.
-GOLDEN_TOLERANCE = 2e-4
-
 TINY: dict[str, Any] = {
-    "env": "PongNoFrameskip-v4",
-    "network": "a3c",
+    **tiny_training.TINY_PONG,
     "num_envs": 4,
     "replay_capacity": 600,
     "warm_up_steps": 100,
     "batch": 8,
     "target_every_steps": 80,
     "steps": 400,
-    "torch_threads": 1,
-    "threads": 1,
-    "evaluate_every_steps": 0,
     "log_every_steps": 200,
-    "checkpoint_every_minutes": 0.0,
-    "tensorboard": False,
 }
-
-
-def preset(name: str, /, **changes: Any) -> dqn.Config:
-    config: dqn.Config = command_line.with_preset(dqn.TRAINER, name)
-    return dataclasses.replace(config, **changes)
+preset = functools.partial(tiny_training.preset, dqn.TRAINER)
+pytestmark = pytest.mark.usefixtures("digest_at_end")
 
 
 # ---- the rule
@@ -171,24 +158,9 @@ def test_rmsprop_is_the_published_code_in_float64() -> None:
     np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-13)
 
 
-def movement(config: dqn.Config, updates: int = 100) -> np.ndarray:
-    """How far 100 updates move the weights, along a few fixed directions of each layer."""
-    torch.set_num_threads(1)
-    learner = learner_of(config)
-    began = {name: p.detach().clone() for name, p in learner.online.named_parameters()}
-    generator = np.random.default_rng(1)
-    for _ in range(updates):
-        learner.update(batch_of(generator, 8))
-    found = []
-    for name, parameter in learner.online.named_parameters():
-        moved = (parameter.detach() - began[name]).double().numpy().ravel()
-        directions = np.random.default_rng(2).choice([-1.0, 1.0], (3, moved.size))
-        found += [np.linalg.norm(moved), *(directions @ moved / math.sqrt(moved.size))]
-    return np.array(found)
-
-
-def distance(found: np.ndarray, golden: np.ndarray) -> float:
-    return float(np.linalg.norm(found - golden) / np.linalg.norm(golden))
+def movement(config: dqn.Config) -> np.ndarray:
+    learner, generator = learner_of(config), np.random.default_rng(1)
+    return golden_updates.movement(learner.online, lambda: learner.update(batch_of(generator, 8)))
 
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
@@ -200,14 +172,8 @@ GOLDEN_CONFIGS = {
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_a_hundred_updates_move_the_weights_as_they_always_did(name: str) -> None:
-    golden = np.array(json.loads(GOLDEN.read_text())[name])
     config = preset(name, **GOLDEN_CONFIGS[name])
-
-    away = distance(movement(config), golden)
-    planted = distance(movement(dataclasses.replace(config, learning_rate=config.learning_rate * 1.001)), golden)
-
-    print(f"{name}: {away:.1e} away from what was stored; a rate higher by 1/1000: {planted:.1e}")
-    assert away < GOLDEN_TOLERANCE < planted
+    golden_updates.require_golden("dqn", name, movement, config, "learning_rate")
 
 
 # ---- schedules and ratios
@@ -230,12 +196,7 @@ def test_there_is_exactly_one_update_for_every_four_steps_after_the_warm_up() ->
 
 @pytest.mark.parametrize("name", dqn.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
-    config = preset(name)
-
-    assert config.preset == name
-    assert (
-        command_line.from_stored(dqn.Config, json.loads(json.dumps(dataclasses.asdict(config), default=str))) == config
-    )
+    tiny_training.require_whole_configuration(preset(name), name)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +217,6 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 
 
 # ---- whole runs
-
-
-@pytest.fixture(autouse=True)
-def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "digest_at_end", True)
 
 
 def run(tmp_path: Path, name: str, base: str = "fast", /, **changes: Any) -> Session:

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import small_envs
 import tiny_runs
 
 import fastrl
@@ -39,7 +40,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def games_of(seed: int, count: int) -> list[int]:
     """Lengths of the first games of one env alone."""
-    env = gymnasium.make(tiny_runs.UNEVEN)
+    env = gymnasium.make(small_envs.UNEVEN)
     lengths = []
     for number in range(count):
         env.reset(seed=seed if number == 0 else None)
@@ -53,7 +54,7 @@ def games_of(seed: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize(("episodes", "owed"), [(7, [1] * 7), (32, [1] * 32), (65, [3] * 21 + [2])])
 def test_every_env_plays_its_own_number_of_games_however_short_others_are(episodes: int, owed: list[int]) -> None:
-    played = evaluate(None, tiny_runs.UNEVEN, None, episodes=episodes, seed=100)
+    played = evaluate(None, small_envs.UNEVEN, None, episodes=episodes, seed=100)
 
     expected = [length for env, count in enumerate(owed) for length in games_of(100 + env, count)]
     assert played.lengths == expected
@@ -62,7 +63,7 @@ def test_every_env_plays_its_own_number_of_games_however_short_others_are(episod
 
 
 def test_a_policys_actions_begin_where_the_envs_do() -> None:
-    taken = evaluate(lambda obs: np.arange(len(obs)) % 2, tiny_runs.UNEVEN, None, episodes=4, seed=0)
+    taken = evaluate(lambda obs: np.arange(len(obs)) % 2, small_envs.UNEVEN, None, episodes=4, seed=0)
 
     assert len(taken.returns) == 4  # the env itself refuses action 0
 
@@ -70,7 +71,7 @@ def test_a_policys_actions_begin_where_the_envs_do() -> None:
 def test_watching_is_told_how_many_games_are_over() -> None:
     told: list[tuple[int, int]] = []
 
-    evaluate(None, tiny_runs.UNEVEN, None, episodes=5, seed=0, watch=lambda over, of: told.append((over, of)))
+    evaluate(None, small_envs.UNEVEN, None, episodes=5, seed=0, watch=lambda over, of: told.append((over, of)))
 
     assert told[-1] == (5, 5)
     assert [over for over, _ in told] == sorted(over for over, _ in told)
@@ -128,12 +129,12 @@ def test_the_human_normalised_score_is_of_the_convention_that_is_asked_for() -> 
 
 
 def test_the_interval_is_of_the_mean_over_games() -> None:
-    _, found = command.described(Evaluation([0.0, 10.0] * 50, [1] * 100), tiny_runs.UNEVEN, None, "57")
+    _, found = command.described(Evaluation([0.0, 10.0] * 50, [1] * 100), small_envs.UNEVEN, None, "57")
 
     low, high = found["interval_95"]
     assert low == pytest.approx(5 - 1.96 * 0.5, abs=0.15)
     assert high == pytest.approx(5 + 1.96 * 0.5, abs=0.15)
-    assert command.described(Evaluation([3.0], [1]), tiny_runs.UNEVEN, None, "57")[1]["interval_95"] is None
+    assert command.described(Evaluation([3.0], [1]), small_envs.UNEVEN, None, "57")[1]["interval_95"] is None
 
 
 # The command
@@ -205,11 +206,11 @@ def test_the_rules_of_an_atari_run_are_those_of_its_protocol_or_of_another(
 
 
 def test_random_play_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["--policy", "random", "--env", tiny_runs.UNEVEN, "--episodes", "6"])
+    command.main(["--policy", "random", "--env", small_envs.UNEVEN, "--episodes", "6"])
     command.main(["--policy", "random", "--env", "Pendulum-v1", "--episodes", "1"])  # numbers as actions
 
     told = capsys.readouterr().out
-    assert f"random play of {tiny_runs.UNEVEN}: 6 games, seed 0" in told
+    assert f"random play of {small_envs.UNEVEN}: 6 games, seed 0" in told
     assert "cut after 200 steps" in told
 
 
@@ -267,7 +268,7 @@ def test_ctrl_c_ends_with_its_code_and_writes_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(evaluation, "make_envs", interrupted)
     with pytest.raises(SystemExit) as ended:
-        command.main(["--policy", "random", "--env", tiny_runs.UNEVEN, "--output", str(out)])
+        command.main(["--policy", "random", "--env", small_envs.UNEVEN, "--output", str(out)])
 
     assert ended.value.code == 130
     assert list(tmp_path.iterdir()) == []

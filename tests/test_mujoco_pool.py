@@ -23,6 +23,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from mujoco_reference import assert_same, play_side_by_side, random_actions, reference_envs
+from two_threads import refusal_of_two_threads
 
 import fastrl
 from fastrl.engine import mujoco_library, native
@@ -583,23 +584,7 @@ def test_two_threads_in_one_pool_are_refused() -> None:
     pool = fastrl.MujocoPool("Ant-v5", 64, threads=1)
     pool.reset(seed=0)
     actions = np.zeros((64, 8))
-    refused: list[str] = []
-    until = time.monotonic() + 20
-
-    def step() -> None:
-        while not refused and time.monotonic() < until:
-            try:
-                pool.step(actions)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    threads = [threading.Thread(target=step) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert "step: another thread is inside a call of this pool" in refused[0]
+    assert "step: another thread is inside a call of this pool" in refusal_of_two_threads(lambda: pool.step(actions))
     pool.step(actions)  # and it is none the worse
 
 
@@ -630,10 +615,10 @@ def test_an_interrupt_ends_a_loop_at_once() -> None:
     pool.reset(seed=0)
 
     def step_until(end: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         while time.monotonic() < end:
             pool.step(np.zeros((4, 3)))
 
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     began = time.monotonic()
     try:

@@ -12,8 +12,6 @@ from gymnasium import spaces
 
 from fastrl.engine.recorded_envs import RecordedGymnasium, action_scaling, make_gymnasium
 
-small_envs.register()
-
 GAMMA = 0.9
 
 

@@ -305,9 +305,12 @@ def test_a_signal_interrupts_a_wait_and_nothing_is_lost(slow: fastrl.Replay, cal
             sent = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
 
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(KeyboardInterrupt):
+        def wait() -> None:
+            threading.Thread(target=interrupt).start()
             getattr(prefetcher, call)()
+
+        with pytest.raises(KeyboardInterrupt):
+            wait()
         assert time.monotonic() - sent < 1
         assert prefetcher.pending == 1
 

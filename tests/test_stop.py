@@ -15,6 +15,7 @@ from fastrl.runs.stop import StopSignals
 
 ROOT = Path(__file__).parents[1]
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGS_S = 60.0
 
 TRAIN = """
 import sys, time
@@ -51,11 +52,20 @@ def start(*arguments: str, ignored: signal.Signals | None = None) -> subprocess.
     return child
 
 
+def lingering_after(number: signal.Signals) -> subprocess.Popen[str]:
+    """A child that has seen the signal and is slow to end."""
+    child = start("linger")
+    child.send_signal(number)
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith(number.name)
+    return child
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_loop_with_a_checkpoint_and_its_code(number: signal.Signals, code: int) -> None:
     child = start()
     child.send_signal(number)
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=HANGS_S)
 
     assert child.returncode == code, err
     assert out.startswith(f"{number.name}: ends after this iteration")
@@ -63,27 +73,21 @@ def test_a_signal_ends_the_loop_with_a_checkpoint_and_its_code(number: signal.Si
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
-    child = start("linger")
+    child = lingering_after(signal.SIGINT)
     child.send_signal(signal.SIGINT)
-    assert child.stdout is not None
-    assert child.stdout.readline().startswith("SIGINT")
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=HANGS_S)
 
     assert "KeyboardInterrupt" in err
     assert "saved" not in out
 
 
 def test_a_second_sigterm_changes_nothing() -> None:
-    child = start("linger")
-    child.send_signal(signal.SIGTERM)
-    assert child.stdout is not None
-    assert child.stdout.readline().startswith("SIGTERM")
+    child = lingering_after(signal.SIGTERM)
     child.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.3)
     child.send_signal(signal.SIGINT)  # Ctrl-C after SIGTERM is meant
-    _, err = child.communicate(timeout=10)
+    _, err = child.communicate(timeout=HANGS_S)
 
     assert "KeyboardInterrupt" in err
 
@@ -94,7 +98,7 @@ def test_where_sigint_is_ignored_it_stays_so_and_sigterm_works() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.3)
     child.send_signal(signal.SIGTERM)
-    out, _ = child.communicate(timeout=10)
+    out, _ = child.communicate(timeout=HANGS_S)
 
     assert child.returncode == 143
     assert out.startswith("SIGTERM")
@@ -103,7 +107,7 @@ def test_where_sigint_is_ignored_it_stays_so_and_sigterm_works() -> None:
 def test_sigterm_works_even_if_it_was_ignored() -> None:
     child = start(ignored=signal.SIGTERM)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=10)
+    child.communicate(timeout=HANGS_S)
 
     assert child.returncode == 143
 
@@ -143,12 +147,14 @@ def test_a_forked_child_ends_as_it_would_have_without() -> None:
     code = (
         "import os, signal, time\n"
         "from fastrl.runs.stop import StopSignals\n"
+        "reader, writer = os.pipe()\n"
         "with StopSignals() as stop:\n"
         "    child = os.fork()\n"
         "    if not child:\n"
+        "        os.write(writer, b'x')\n"
         "        time.sleep(30)\n"
         "        os._exit(7)\n"
-        "    time.sleep(0.1)\n"
+        "    os.read(reader, 1)\n"  # a signal that comes while it forks is lost
         "    os.kill(child, signal.SIGTERM)\n"
         "    print(os.WTERMSIG(os.waitpid(child, 0)[1]), stop.requested)\n"
     )
@@ -156,7 +162,7 @@ def test_a_forked_child_ends_as_it_would_have_without() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANGS_S,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
     )
 

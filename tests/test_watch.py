@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_envs
 import tiny_runs
 from gymnasium import spaces
 from PIL import Image
@@ -138,8 +140,8 @@ def test_a_value_is_told_only_where_the_network_has_one() -> None:
 
 
 def test_games_follow_each_other_until_somebody_ends_them() -> None:
-    game = shown_game(tiny_runs.UNEVEN, None, 0)
-    chooser = watch.Chooser(Subject("", tiny_runs.UNEVEN, None, None, 1.0, 0), game.action_space)
+    game = shown_game(small_envs.UNEVEN, None, 0)
+    chooser = watch.Chooser(Subject("", small_envs.UNEVEN, None, None, 1.0, 0), game.action_space)
 
     _, whole = play(game, chooser, 30)
     calls = iter(range(50))
@@ -253,50 +255,53 @@ def test_a_picture_is_as_large_as_it_fits(
         assert cells[-1, -1].tolist() == [0] * 6
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[bytes]]]:
+class Terminal:
     """A terminal to write to, and what arrives there."""
+
+    def __init__(self) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.stream = os.fdopen(slave, "w")
+        self.seen = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while data := os.read(self._master, 65_536):
+                self.seen += data
+
+    def all_seen(self) -> str:
+        """After nobody has it open any more."""
+        self.stream.close()
+        self._reader.join(60)
+        assert not self._reader.is_alive()
+        return self.seen.decode()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    master, slave = pty.openpty()
-    seen: list[bytes] = []
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(master, 65_536)
-            except OSError:  # the other side is closed
-                return
-            if not data:
-                return
-            seen.append(data)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    stream = os.fdopen(slave, "w")
-    yield stream, seen
-    stream.close()
-    reader.join(10)
-    os.close(master)
+    made = Terminal()
+    yield made
+    made.all_seen()
+    os.close(made._master)
 
 
-def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: tuple[Any, list[bytes]]) -> None:
-    stream, seen = terminal
-    screen = TerminalScreen(4 / 3, stream)
+def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: Terminal) -> None:
+    screen = TerminalScreen(4 / 3, terminal.stream)
     picture = np.full((210, 160, 3), 50, np.uint8)
 
     screen.show(picture, "evil\x1b]0;title\x07name " + "x" * 200)
     screen.show(picture, "step 2")
     screen.close()
     screen.close()
-    stream.close()
-    time.sleep(0.2)
 
-    text = b"".join(seen).decode()
+    text = terminal.all_seen()
     assert text.startswith("\x1b[?2026h\x1b[?1049h\x1b[?25l")
     assert text.endswith("\x1b[0m\x1b[?25h\x1b[?1049l")
     assert text.count("\x1b[?1049l") == 1
@@ -307,31 +312,29 @@ def test_a_terminal_is_left_as_it_was_and_takes_no_orders_from_names(terminal: t
 
 
 def test_a_terminal_that_has_no_colours_or_is_none_is_refused(
-    terminal: tuple[Any, list[bytes]], monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = pytest.raises(ValueError, match=r"the output is no terminal here; write a file instead, --to game\.gif")
     with open(os.devnull, "w") as nothing, refused:
         TerminalScreen(None, nothing)
     monkeypatch.setenv("TERM", "dumb")
     with pytest.raises(ValueError, match="TERM=dumb"):
-        TerminalScreen(None, terminal[0])
+        TerminalScreen(None, terminal.stream)
 
 
-def test_ctrl_c_gives_the_terminal_back(terminal: tuple[Any, list[bytes]]) -> None:
-    stream, seen = terminal
+def test_ctrl_c_gives_the_terminal_back(terminal: Terminal) -> None:
+    stream = terminal.stream.fileno()
     command = [sys.executable, "-m", "fastrl.watch", "--policy", "random", "--env", "PongNoFrameskip-v4"]
-    process = subprocess.Popen(command, stdout=stream.fileno(), stderr=stream.fileno(), start_new_session=True)
+    process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     deadline = time.monotonic() + 60
-    while b"step 3 " not in b"".join(seen) and time.monotonic() < deadline and process.poll() is None:
+    while b"step 3 " not in terminal.seen and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code = process.wait(30)
     took_s = time.monotonic() - began
-    stream.close()
-    time.sleep(0.2)
 
-    text = b"".join(seen).decode()
+    text = terminal.all_seen()
     assert code == 130, text[-500:]
     assert took_s < 10
     assert "step 3 " in text
@@ -424,7 +427,7 @@ def test_an_mp4_without_ffmpeg_says_what_to_install(tmp_path: Path, monkeypatch:
 def test_it_writes_whole_games_and_tells_what_came_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "uneven.gif"
 
-    succeed("--policy", "random", "--env", tiny_runs.UNEVEN, "--episodes", "3", "--to", to, "--fps", "10")
+    succeed("--policy", "random", "--env", small_envs.UNEVEN, "--episodes", "3", "--to", to, "--fps", "10")
 
     told = capsys.readouterr().out
     steps = [int(found) for found in re.findall(r"game \d: return \d+, (\d+) steps", told)]
@@ -452,7 +455,7 @@ def test_it_writes_whole_games_and_tells_what_came_of_them(tmp_path: Path, capsy
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], said: str) -> None:
-    assert said in refusal("--policy", "random", "--env", tiny_runs.UNEVEN, *arguments)
+    assert said in refusal("--policy", "random", "--env", small_envs.UNEVEN, *arguments)
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,5 +467,5 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert "has 18 actions by these rules, the policy chooses among 6" in refusal(
         tiny_runs.pong(), "--protocol", "machado", "--to", tmp_path / "x.gif"
     )
-    said = refusal("--policy", "random", "--env", tiny_runs.UNEVEN, "--to", "window")
+    said = refusal("--policy", "random", "--env", small_envs.UNEVEN, "--to", "window")
     assert "there is no display here" in said or "without tkinter" in said

@@ -122,7 +122,7 @@ def test_a_worker_that_hangs_is_ended_at_a_pause_and_replaced(toys: Callable[...
     toy = toys({}, {"task": "hang"})
     toy.until(lambda: toy.board.steps[1] == 3 and toy.board.steps[0] > 3)
     began = time.monotonic()
-    paused = toy.group.pause(0.5)
+    paused = toy.group.pause(1.0)  # enough for the other one
     assert time.monotonic() - began < 5
     assert paused[0]["state"] is not None
     assert paused[1] == {"life": 1, "state": None}
@@ -130,7 +130,7 @@ def test_a_worker_that_hangs_is_ended_at_a_pause_and_replaced(toys: Callable[...
     toy.group.go_on()
     toy.until(lambda: toy.board.steps[1] > 10)
 
-    assert toy.notes[0] == "worker 1 did not pause within 0.5 s: ended, its games are lost"
+    assert toy.notes[0] == "worker 1 did not pause within 1 s: ended, its games are lost"
     assert toy.hello()[-1] == (1, 1, 0)
 
 
@@ -177,7 +177,7 @@ def test_no_worker_outlives_a_killed_trainer(toys: Callable[..., Toy]) -> None:
     assert all(map(alive, pids))
     trainer.kill()
     trainer.communicate()
-    end = time.monotonic() + 2
+    end = time.monotonic() + 10
     while any(map(alive, pids)):
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -1,21 +1,32 @@
-"""A real training of DQN on Pong that takes seconds, whose replay comes round several times."""
+"""Real trainings that take seconds: what their settings share, and a DQN whose replay comes round several times."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 from nursery import Child, Nursery
 
 from fastrl import dqn
-from fastrl.runs import verify
+from fastrl.runs import command_line, verify
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session, resume
+
+TINY: dict[str, Any] = {
+    "torch_threads": 1,
+    "evaluate_every_steps": 0,
+    "checkpoint_every_minutes": 0.0,
+    "tensorboard": False,
+}
+TINY_PONG: dict[str, Any] = {**TINY, "env": "PongNoFrameskip-v4", "network": "a3c", "threads": 1}
 
 STEPS = 480
 WARM_UP = 100
@@ -23,10 +34,21 @@ WARM_UP = 100
 OF_THE_MACHINE = ("wall_s", "memory_mb", "frames_per_s", "steps_per_s", "updates_per_s")
 
 
+def preset(trainer: command_line.Trainer, name: str, /, **changes: Any) -> Any:
+    """A preset's configuration with changes."""
+    return dataclasses.replace(command_line.with_preset(trainer, name), **changes)
+
+
+def require_whole_configuration(config: Any, name: str) -> None:
+    """A preset says which it is, and comes back from config.json as it was."""
+    assert config.preset == name
+    stored = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    assert command_line.from_stored(type(config), stored) == config
+
+
 def config_of(runs: Path, name: str, **changes: Any) -> dqn.Config:
     fixed: dict[str, Any] = {
-        "env": "PongNoFrameskip-v4",
-        "network": "a3c",
+        **TINY_PONG,
         "replay_capacity": 288,
         "warm_up_steps": WARM_UP,
         "num_envs": 4,
@@ -38,12 +60,7 @@ def config_of(runs: Path, name: str, **changes: Any) -> dqn.Config:
         "runs": runs,
         "name": name,
         "device": "cpu",
-        "threads": 1,
-        "torch_threads": 1,
         "log_every_steps": 40,
-        "checkpoint_every_minutes": 0.0,
-        "evaluate_every_steps": 0,
-        "tensorboard": False,
     }
     return dqn.Config(**{**fixed, **changes})
 
@@ -84,6 +101,18 @@ def start(nursery: Nursery, config: dqn.Config, log: Path, resume_run: Path | No
     """Train in a process of its own, which leaves its digest in the run."""
     order = {"config": as_json(config), "resume": None if resume_run is None else str(resume_run)}
     return nursery.start("tiny_training:train_and_tell", order, output=log)
+
+
+def wait_for_a_checkpoint(child: Child, run: Path) -> None:
+    patience = time.monotonic() + 60
+    while not CheckpointStore(run / "checkpoints").steps_saved():
+        assert time.monotonic() < patience, child.said()
+        time.sleep(0.001)
+
+
+def soon_s() -> float:
+    """Within this a training ends after a signal; the promise is for a machine not busy with something else."""
+    return 5 if os.getloadavg()[0] < 2 * len(os.sched_getaffinity(0)) else 20
 
 
 def train_and_tell(order: dict[str, Any]) -> None:
