@@ -56,7 +56,37 @@ class Unlocked {
   PyThreadState* state_;
 };
 
+// Something with threads. It belongs to the process that made it: in a forked child its threads do not exist.
+template <typename T>
+class Threaded {
+ public:
+  explicit Threaded(std::unique_ptr<T> made) : made_(std::move(made)), owner_(getpid()) {}
+  Threaded(const Threaded&) = delete;
+  Threaded& operator=(const Threaded&) = delete;
+  ~Threaded() {
+    if (!made_here()) {
+      static_cast<void>(made_.release());  // joining threads that a fork left behind would wait for ever
+      return;
+    }
+    const Unlocked released;
+    made_.reset();
+  }
+
+  bool made_here() const { return getpid() == owner_; }
+  pid_t owner() const { return owner_; }
+  T& operator*() const { return *made_; }
+  T* operator->() const { return made_.get(); }
+
+ private:
+  std::unique_ptr<T> made_;
+  pid_t owner_;
+};
+
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+using Longs = py::array_t<std::int64_t, py::array::c_style>;
+using Words = py::array_t<std::uint64_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+using Doubles = py::array_t<double, py::array::c_style>;
 
 std::span<const std::uint8_t> span_of(const Bytes& array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
@@ -276,25 +306,14 @@ void register_sinks(py::module_& m) {
 
 // ---- The pool
 
-// A pool belongs to the process that made it: its threads do not exist in a forked child.
 class PoolHandle {
  public:
-  PoolHandle(std::unique_ptr<EnvPool> pool) : pool_(std::move(pool)), owner_(getpid()) {}
-  PoolHandle(const PoolHandle&) = delete;
-  PoolHandle& operator=(const PoolHandle&) = delete;
-  ~PoolHandle() {
-    if (!made_here()) {
-      static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
-      return;
-    }
-    const Unlocked released;
-    pool_.reset();
-  }
+  explicit PoolHandle(std::unique_ptr<EnvPool> pool) : pool_(std::move(pool)) {}
 
-  bool made_here() const { return getpid() == owner_; }
+  bool made_here() const { return pool_.made_here(); }
   EnvPool& get(const char* operation) const {
     if (!made_here()) {
-      throw PoolClosed(std::string(operation) + ": this pool was made by process " + std::to_string(owner_) +
+      throw PoolClosed(std::string(operation) + ": this pool was made by process " + std::to_string(pool_.owner()) +
                        " and its threads are not in this forked process; make a pool here");
     }
     return *pool_;
@@ -306,8 +325,7 @@ class PoolHandle {
   py::object out = py::none();
 
  private:
-  std::unique_ptr<EnvPool> pool_;
-  pid_t owner_;
+  Threaded<EnvPool> pool_;
 };
 
 // One caller at a time: two threads stepping one pool would each get some of the other's results.
@@ -554,9 +572,9 @@ void register_pool(py::module_& m) {
           "resets"_a, "out"_a.noconvert().none(true), "shown_as"_a, "caller_plays"_a)
       .def(
           "send_actions",
-          [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs,
-             const py::array_t<std::int64_t, py::array::c_style>& actions, const std::optional<Bytes>& out,
-             const py::object& shown_as, const std::string& operation, bool caller_plays) {
+          [](PoolHandle& handle, const py::array_t<int, py::array::c_style>& envs, const Longs& actions,
+             const std::optional<Bytes>& out, const py::object& shown_as, const std::string& operation,
+             bool caller_plays) {
             EnvPool& pool = handle.get(operation.c_str());
             const SoleUse use(handle, operation.c_str());
             if (envs.size() != actions.size()) throw std::invalid_argument(operation + ": one action for each env id");
@@ -662,9 +680,6 @@ void register_pool(py::module_& m) {
 
 // ---- The replay
 
-using Longs = py::array_t<std::int64_t, py::array::c_style>;
-using Floats = py::array_t<float, py::array::c_style>;
-
 RingShape shape_from(const py::dict& d) {
   RingShape shape{};
   shape.lanes = d["lanes"].cast<std::uint64_t>();
@@ -699,12 +714,12 @@ class RingRestorer {
   }
 
   // The slots of steps from `first` on, which follow those that the lane has. False if they are not those.
-  bool put(std::uint64_t lane, std::uint64_t first, const py::array_t<std::uint64_t, py::array::c_style>& slots) {
+  bool put(std::uint64_t lane, std::uint64_t first, const Words& slots) {
     if (lane >= writers_.size()) throw py::index_error("load: lane " + std::to_string(lane) + " is not held");
     if (slots.ndim() != 2 || static_cast<std::uint64_t>(slots.shape(1)) != ring_->slot_words()) return false;
     const std::uint64_t* const from = slots.data();
     const auto count = static_cast<std::uint64_t>(slots.shape(0));
-    const py::gil_scoped_release released;
+    const Unlocked released;
     return writers_[lane]->restore(first, count, from);
   }
 
@@ -756,8 +771,6 @@ class BoundWriter {
   }
 
   void close() { writer_.reset(); }
-  bool closed() const { return !writer_; }
-  std::uint64_t lane() const { return lane_; }
   std::uint64_t next_step() { return open("next_step").next_step(); }
   bool episode_is_open() { return open("episode_is_open").episode_is_open(); }
 
@@ -1005,8 +1018,6 @@ Ends checked_ends(const Sampler& sampler, const std::optional<std::vector<std::u
   return {*ends, true};
 }
 
-using Doubles = py::array_t<double, py::array::c_style>;
-
 void check_priorities(const RingShape& shape, const Longs& indices, const Doubles& priorities) {
   for (py::ssize_t i = 0; i < priorities.size(); ++i) {
     const std::int64_t lane = indices.data()[2 * i];
@@ -1022,7 +1033,6 @@ void check_priorities(const RingShape& shape, const Longs& indices, const Double
   }
 }
 
-// A prefetcher belongs to the process that made it: its thread does not exist in a forked child.
 class PrefetchHandle {
  public:
   PrefetchHandle(std::shared_ptr<Sampler> sampler, std::shared_ptr<BatchBank> bank,
@@ -1031,18 +1041,7 @@ class PrefetchHandle {
         bank_(std::move(bank)),
         form_(std::move(form)),
         rules_(rules),
-        prefetcher_(std::make_unique<Prefetcher>(sampler_)),
-        owner_(getpid()) {}
-  PrefetchHandle(const PrefetchHandle&) = delete;
-  PrefetchHandle& operator=(const PrefetchHandle&) = delete;
-  ~PrefetchHandle() {
-    if (!made_here()) {
-      static_cast<void>(prefetcher_.release());  // joining a thread that a fork left behind would wait for ever
-      return;
-    }
-    const Unlocked released;
-    prefetcher_.reset();
-  }
+        prefetcher_(std::make_unique<Prefetcher>(sampler_)) {}
 
   void request(const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
     Prefetcher& prefetcher = get("request");
@@ -1079,7 +1078,7 @@ class PrefetchHandle {
   std::size_t asked_and_not_taken() { return get("pending").asked_and_not_taken(); }
 
   void close() {
-    if (!made_here()) return;  // nothing of it is in this process to close
+    if (!prefetcher_.made_here()) return;  // nothing of it is in this process to close
     const Unlocked released;
     prefetcher_->close();
     // Threads inside a call come out of it now, and need the interpreter for that: where Python is about to end, they
@@ -1116,11 +1115,10 @@ class PrefetchHandle {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(
         std::chrono::duration<double>(std::min(seconds, kMostSeconds)));
   }
-  bool made_here() const { return getpid() == owner_; }
   Prefetcher& get(const char* operation) const {
-    if (!made_here()) {
+    if (!prefetcher_.made_here()) {
       throw PrefetcherClosed(std::string(operation) + ": this prefetcher was made by process " +
-                             std::to_string(owner_) +
+                             std::to_string(prefetcher_.owner()) +
                              " and its thread is not in this forked process; attach to the replay and make one here");
     }
     return *prefetcher_;
@@ -1130,8 +1128,7 @@ class PrefetchHandle {
   std::shared_ptr<BatchBank> bank_;
   std::shared_ptr<const ArrayForm> form_;
   TransitionRules rules_;
-  std::unique_ptr<Prefetcher> prefetcher_;
-  pid_t owner_;
+  Threaded<Prefetcher> prefetcher_;
   std::atomic<int> inside_ = 0;
 };
 
@@ -1299,8 +1296,6 @@ void register_replay(py::module_& m) {
       .def("start", &BoundWriter::start, "obs"_a)
       .def("append", &BoundWriter::append, "action"_a, "reward"_a, "next_obs"_a, "terminated"_a, "truncated"_a)
       .def("close", &BoundWriter::close)
-      .def_property_readonly("closed", &BoundWriter::closed)
-      .def_property_readonly("lane", &BoundWriter::lane)
       .def_property_readonly("next_step", &BoundWriter::next_step)
       .def_property_readonly("episode_is_open", &BoundWriter::episode_is_open);
 
@@ -1410,7 +1405,7 @@ void register_replay(py::module_& m) {
           "restore",
           [](Sampler& self, std::uint64_t n_step, double gamma, int padding, std::uint64_t largest,
              const std::vector<std::uint64_t>& first, const std::vector<std::uint64_t>& entered,
-             const std::vector<std::uint64_t>& ends, const py::array_t<std::uint64_t, py::array::c_style>& weights) {
+             const std::vector<std::uint64_t>& ends, const Words& weights) {
             const Priorities::State state{
                 largest, first, entered, ends, {weights.data(), weights.data() + weights.size()}};
             const Unlocked released;  // as for `state`
@@ -1435,8 +1430,6 @@ void register_replay(py::module_& m) {
 }
 
 // ---- MuJoCo
-
-using Doubles = py::array_t<double, py::array::c_style>;
 
 const void* address_of(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
 mujoco::Data* data_at(std::uintptr_t address) { return reinterpret_cast<mujoco::Data*>(address); }
@@ -1496,49 +1489,15 @@ mujoco::EnvMemory env_memory_from(const py::dict& d, const mujoco::Sizes& sizes)
           memory_of<double>(d, "xpos", 3 * sizes.nbody), memory_of<double>(d, "cfrc_ext", 6 * sizes.nbody)};
 }
 
-// A pool with what keeps its memory alive. It belongs to the process that made it, and to one call at a time.
+// A pool with what keeps its memory alive. For one call at a time.
 class MujocoHandle {
  public:
   MujocoHandle(const std::shared_ptr<mujoco::Library>& library, const py::dict& rules, std::uintptr_t model,
                const std::vector<py::dict>& envs, const py::dict& arrays, const std::string& task_name, int autoreset,
                int starts_each, int threads, int spin_us, py::object keep)
-      : keep_(std::move(keep)), arrays_(arrays), owner_(getpid()) {
-    const mujoco::TaskRules converted = task_rules_from(rules);
-    const mujoco::Sizes& sizes = converted.sizes;
-    std::vector<mujoco::EnvMemory> memories;
-    for (const py::dict& env : envs) memories.push_back(env_memory_from(env, sizes));
-    const std::size_t count = envs.size();
-    const std::size_t obs = count * obs_size(converted);
-    const std::size_t terms = count * terms_of(converted.task).size();
-    const std::size_t starts = count * static_cast<std::size_t>(starts_each);
-    const mujoco::PoolMemory memory{memory_of<double>(arrays, "obs", obs),
-                                    memory_of<double>(arrays, "reward", count),
-                                    memory_of<bool>(arrays, "terminated", count),
-                                    memory_of<bool>(arrays, "truncated", count),
-                                    memory_of<double>(arrays, "terms", terms),
-                                    memory_of<double>(arrays, "final_obs", obs),
-                                    memory_of<double>(arrays, "final_terms", terms),
-                                    memory_of<bool>(arrays, "was_reset", count),
-                                    memory_of<bool>(arrays, "episode_over", count),
-                                    memory_of<std::int64_t>(arrays, "elapsed_steps", count),
-                                    starts_each,
-                                    memory_of<std::int64_t>(arrays, "next_start", count),
-                                    memory_of<double>(arrays, "start_qpos", starts * sizes.nq),
-                                    memory_of<double>(arrays, "start_qvel", starts * sizes.nv)};
-    pool_ = std::make_unique<mujoco::MujocoPool>(library, address_of(model), memories, converted,
-                                                 static_cast<mujoco::Autoreset>(autoreset), memory, task_name, threads,
-                                                 std::chrono::microseconds(spin_us));
-  }
-  MujocoHandle(const MujocoHandle&) = delete;
-  MujocoHandle& operator=(const MujocoHandle&) = delete;
-  ~MujocoHandle() {
-    if (getpid() != owner_) {
-      static_cast<void>(pool_.release());  // joining threads that a fork left behind would wait for ever
-      return;
-    }
-    const Unlocked released;
-    pool_.reset();
-  }
+      : keep_(std::move(keep)),
+        arrays_(arrays),
+        pool_(make(library, rules, model, envs, arrays, task_name, autoreset, starts_each, threads, spin_us)) {}
 
   template <typename Work>
   auto use(const char* operation, Work work) {
@@ -1554,13 +1513,13 @@ class MujocoHandle {
   }
 
   void require_here(const char* operation) const {
-    if (getpid() == owner_) return;
-    throw std::logic_error(std::string(operation) + ": this pool was made by process " + std::to_string(owner_) +
+    if (pool_.made_here()) return;
+    throw std::logic_error(std::string(operation) + ": this pool was made by process " + std::to_string(pool_.owner()) +
                            " and its threads are not in this forked process; make a pool here");
   }
 
   void close() {
-    if (getpid() != owner_) return;  // nothing of it is in this process to close
+    if (!pool_.made_here()) return;  // nothing of it is in this process to close
     const Unlocked released;
     pool_->close();
   }
@@ -1587,11 +1546,42 @@ class MujocoHandle {
   }
 
  private:
+  static std::unique_ptr<mujoco::MujocoPool> make(const std::shared_ptr<mujoco::Library>& library,
+                                                  const py::dict& rules, std::uintptr_t model,
+                                                  const std::vector<py::dict>& envs, const py::dict& arrays,
+                                                  const std::string& task_name, int autoreset, int starts_each,
+                                                  int threads, int spin_us) {
+    const mujoco::TaskRules converted = task_rules_from(rules);
+    const mujoco::Sizes& sizes = converted.sizes;
+    std::vector<mujoco::EnvMemory> memories;
+    for (const py::dict& env : envs) memories.push_back(env_memory_from(env, sizes));
+    const std::size_t count = envs.size();
+    const std::size_t obs = count * obs_size(converted);
+    const std::size_t terms = count * terms_of(converted.task).size();
+    const std::size_t starts = count * static_cast<std::size_t>(starts_each);
+    const mujoco::PoolMemory memory{memory_of<double>(arrays, "obs", obs),
+                                    memory_of<double>(arrays, "reward", count),
+                                    memory_of<bool>(arrays, "terminated", count),
+                                    memory_of<bool>(arrays, "truncated", count),
+                                    memory_of<double>(arrays, "terms", terms),
+                                    memory_of<double>(arrays, "final_obs", obs),
+                                    memory_of<double>(arrays, "final_terms", terms),
+                                    memory_of<bool>(arrays, "was_reset", count),
+                                    memory_of<bool>(arrays, "episode_over", count),
+                                    memory_of<std::int64_t>(arrays, "elapsed_steps", count),
+                                    starts_each,
+                                    memory_of<std::int64_t>(arrays, "next_start", count),
+                                    memory_of<double>(arrays, "start_qpos", starts * sizes.nq),
+                                    memory_of<double>(arrays, "start_qvel", starts * sizes.nv)};
+    return std::make_unique<mujoco::MujocoPool>(library, address_of(model), memories, converted,
+                                                static_cast<mujoco::Autoreset>(autoreset), memory, task_name, threads,
+                                                std::chrono::microseconds(spin_us));
+  }
+
   py::object keep_;
   py::dict arrays_;
-  pid_t owner_;
   std::atomic<bool> in_use_ = false;
-  std::unique_ptr<mujoco::MujocoPool> pool_;
+  Threaded<mujoco::MujocoPool> pool_;
 };
 
 // The calls of some envs again, for measurements: what is done is envs x steps, what with an env each.
