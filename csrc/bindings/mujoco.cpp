@@ -12,6 +12,11 @@ namespace {
 const void* address_of(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
 mujoco::Data* data_at(std::uintptr_t address) { return reinterpret_cast<mujoco::Data*>(address); }
 
+template <auto kFunction>
+void call(const mujoco::Library& library, std::uintptr_t model, std::uintptr_t data) {
+  (library.*kFunction)(address_of(model), data_at(data));
+}
+
 mujoco::Range range_from(const py::handle& given) {
   const auto [low, high] = given.cast<std::pair<double, double>>();
   return {low, high};
@@ -194,30 +199,10 @@ void repeat_calls(const mujoco::Library& library, std::uintptr_t model, const st
 
 void register_mujoco(py::module_& m) {
   py::class_<mujoco::Library, std::shared_ptr<mujoco::Library>>(m, "MujocoLibrary")
-      .def(
-          "step",
-          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
-            self.step(address_of(model), data_at(data));
-          },
-          "model"_a, "data"_a)
-      .def(
-          "forward",
-          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
-            self.forward(address_of(model), data_at(data));
-          },
-          "model"_a, "data"_a)
-      .def(
-          "reset_data",
-          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
-            self.reset_data(address_of(model), data_at(data));
-          },
-          "model"_a, "data"_a)
-      .def(
-          "rne_post_constraint",
-          [](const mujoco::Library& self, std::uintptr_t model, std::uintptr_t data) {
-            self.rne_post_constraint(address_of(model), data_at(data));
-          },
-          "model"_a, "data"_a)
+      .def("step", &call<&mujoco::Library::step>, "model"_a, "data"_a)
+      .def("forward", &call<&mujoco::Library::forward>, "model"_a, "data"_a)
+      .def("reset_data", &call<&mujoco::Library::reset_data>, "model"_a, "data"_a)
+      .def("rne_post_constraint", &call<&mujoco::Library::rne_post_constraint>, "model"_a, "data"_a)
       .def("version", [](const mujoco::Library& self) { return self.version(); });
   m.def(
       "open_mujoco",
