@@ -17,7 +17,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "pool/env_pool.hpp"
+#include "fake_games.hpp"
 #include "replay/ring_sink.hpp"
 #include "replay/sampler.hpp"
 
@@ -79,28 +79,6 @@ class CopyingSink final : public FrameSink {
   std::shared_ptr<FrameSink> next_;
 };
 
-AtariRules fake_rules(const char* rom) {
-  auto table = std::make_shared<PixelTable>();
-  for (std::size_t a = 0; a < 128; ++a) {
-    table->single[a] = static_cast<std::uint8_t>(2 * a);
-    for (std::size_t b = 0; b < 128; ++b) table->pair[a * 128 + b] = static_cast<std::uint8_t>(2 * std::max(a, b));
-  }
-  AtariRules rules{};
-  rules.game = "fake";
-  rules.emulator = {rom, 0, 0.0F, 0, -1, -1};  // the fake takes any file
-  rules.screen_rows = 210;
-  rules.actions = {0, 1, 3, 4};
-  rules.trust_states = true;
-  rules.frame_skip = 4;
-  rules.stack = 4;
-  rules.pooling = Pooling::kMaxAndSkip;
-  rules.life_loss_ends_episode = true;
-  rules.fingerprint = "fake";
-  rules.planes = {table};
-  rules.cpu_path = best_cpu_path();
-  return rules;
-}
-
 void expect(const char* what, std::uint64_t found, std::uint64_t expected) {
   if (found == expected) return;
   throw std::runtime_error(std::to_string(found) + " " + what + ", expected " + std::to_string(expected));
@@ -121,25 +99,13 @@ void run(const char* engine, const char* rom, bool one_more) {
   std::shared_ptr<FrameSink> sink = ring_sink;
   if (one_more) sink = std::make_shared<CopyingSink>(sink);
   EnvPool pool(Engine::open(engine), fake_rules(rom), {kEnvs, 2, kEnvs, Autoreset::kNextStep, false, 0, -1, -1}, sink);
-  std::vector<EnvPool::Reset> resets;
-  std::vector<int> envs;
-  for (int env = 0; env < kEnvs; ++env) {
-    resets.push_back({env, EnvSeed{static_cast<std::uint32_t>(env), {0, 1, 0, 1, 0, 0}}, std::nullopt});
-    envs.push_back(env);
-  }
-  const std::vector<std::int64_t> actions(kEnvs, 1);
-  const auto nothing = [] {};
-  pool.send_resets(std::move(resets), nullptr);
-  pool.recv(-1, nothing);
+  FakeGames games(pool);
 
   // The emulator to the lane: reduced into the env's own stack, which saved states need, and from there into the slot.
   counts.clear();
   const std::uint64_t before = published(*ring);
   constexpr int kSteps = 206;
-  for (int step = 0; step < kSteps; ++step) {
-    pool.send_actions(envs, actions, nullptr);
-    pool.recv(-1, nothing);
-  }
+  for (int step = 0; step < kSteps; ++step) games.step();
   const std::uint64_t steps = published(*ring) - before;
   expect("frames were published", steps, kEnvs * kSteps);
   expect("frames were copied into lanes", counts.into_lanes, steps);

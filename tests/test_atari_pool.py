@@ -980,9 +980,9 @@ def test_what_is_in_flight_is_told(pool: fastrl.AtariPool) -> None:
 
 
 def test_a_pool_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastrl.engine import atari_pool
+    from fastrl.engine import pools
 
-    monkeypatch.setattr(atari_pool, "available_memory_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(pools, "available_memory_bytes", lambda: 10_000_000)
     with pytest.raises(
         MemoryError, match=r"num_envs: 50 envs need about 0\.1 GB, 0\.0 GB are available; at most 8 fit"
     ):
@@ -1036,10 +1036,10 @@ def test_closing_from_another_thread_wakes_who_waits(operation: str) -> None:
 
 
 def test_more_threads_than_cores_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastrl.engine import atari_pool
+    from fastrl.engine import pools
 
-    monkeypatch.setattr(atari_pool, "_warned_about_threads", False)
-    monkeypatch.setattr(atari_pool, "usable_cores", lambda: 2)
+    monkeypatch.setattr(pools, "_warned_about_threads", set())
+    monkeypatch.setattr(pools, "usable_cores", lambda: 2)
     with pytest.warns(RuntimeWarning, match="8 threads on 2 usable cores"):
         fastrl.AtariPool("pong", num_envs=8, threads=8).close()
     fastrl.AtariPool("pong", num_envs=8, threads=8).close()

@@ -482,7 +482,7 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastrl.engine.mujoco_pool.available_memory_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("fastrl.engine.pools.available_memory_bytes", lambda: 10_000_000)
 
     with pytest.raises(MemoryError, match=r"num_envs: 64 envs need about .* at most \d+ fit"):
         fastrl.MujocoPool("Ant-v5", 64)

@@ -30,7 +30,7 @@ History = list[tuple[bool, Seen]]
 @contextmanager
 def a_pool(*arguments: Any, **named: Any) -> Iterator[AtariPool]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastrl.engine.atari_pool._warned_about_threads", True)
+        patch.setattr("fastrl.engine.pools._warned_about_threads", {"AtariPool"})
         pool = AtariPool(*arguments, **named)
     yield pool
     pool.close()

@@ -38,6 +38,8 @@ struct Sampler::Task {
   double beta;
   const BatchOut& out;
   const std::function<bool()>& given_up;
+  std::uint64_t seed;
+  std::uint64_t batch;
 
   Window window(std::uint64_t lane) const noexcept { return window_until(ends[lane], shape.slots); }
 
@@ -56,6 +58,21 @@ struct Sampler::Task {
   void go_on() const {
     if (given_up && given_up()) throw Cancelled("sample: given up");
   }
+
+  // What row `at` is drawn with. What `draw` will find for the next one is fetched from memory meanwhile.
+  template <typename Draw>
+  RowRandom begin_row(std::uint64_t at, const Draw& draw) const {
+    go_on();
+    if (at + 1 < out.count) {
+      RowRandom next = random_of(at + 1);
+      const Drawn expected = draw(next);
+      reader.expect(expected.lane, expected.step, row(at + 1));
+    }
+    return random_of(at);
+  }
+
+ private:
+  RowRandom random_of(std::uint64_t at) const noexcept { return {seed, batch, static_cast<std::uint32_t>(at)}; }
 };
 
 void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
@@ -64,7 +81,7 @@ void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta
   const TransitionReader reader(*ring_, rules);
   std::vector<std::uint64_t> until = ends.steps;
   for (int tries = 1;; ++tries) {
-    const Task task{reader, ring_->shape(), until, beta, out, given_up};
+    const Task task{reader, ring_->shape(), until, beta, out, given_up, seed_, batch_};
     try {
       if (options_) {
         sample_by_priority(task, follow(rules, until));
@@ -93,13 +110,7 @@ void Sampler::sample_uniform(const Task& task) {
     return {lane, task.window(lane).first + (drawn - before[lane])};
   };
   for (std::uint64_t at = 0; at < task.out.count; ++at) {
-    task.go_on();
-    if (at + 1 < task.out.count) {
-      RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
-      const Drawn expected = draw(next);
-      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
-    }
-    RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
+    RowRandom random = task.begin_row(at, draw);
     for (int tries = 1, lost = 0;; ++tries) {
       const Drawn drawn = draw(random);
       const Verdict verdict = task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at));
@@ -171,13 +182,7 @@ void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
   std::vector<double> weights(task.out.count);
   const auto draw = [&](RowRandom& random) { return priorities.find(random.below(priorities.total())); };
   for (std::uint64_t at = 0; at < task.out.count; ++at) {
-    task.go_on();
-    if (at + 1 < task.out.count) {
-      RowRandom next(seed_, batch_, static_cast<std::uint32_t>(at + 1));
-      const Drawn expected = draw(next);
-      task.reader.expect(expected.lane, expected.step, task.row(at + 1));
-    }
-    RowRandom random(seed_, batch_, static_cast<std::uint32_t>(at));
+    RowRandom random = task.begin_row(at, draw);
     for (int lost = 0;;) {
       const Drawn drawn = draw(random);
       if (task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at)) != Verdict::kTaken) {

@@ -75,8 +75,6 @@ class Sampler {
   void restore(const TransitionRules& rules, const Priorities::State& state);
 
  private:
-  void sample_once(const TransitionReader& reader, const TransitionRules& rules, const std::vector<std::uint64_t>& ends,
-                   double beta, const BatchOut& out);
   struct Task;  // what one call of sample() has to do
   void sample_uniform(const Task& task);
   void sample_by_priority(const Task& task, Priorities& priorities);

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import warnings
-import weakref
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NoReturn
@@ -16,8 +13,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fastrl.engine import native
-from fastrl.engine.budget import available_memory_bytes, usable_cores
-from fastrl.engine.games import find_game, nearest, rom_md5, rom_path
+from fastrl.engine.games import find_game, rom_md5, rom_path
+from fastrl.engine.pools import (
+    NATIVE_AUTORESET,
+    checked_reset_mask,
+    close_at_exit,
+    require_memory,
+    resolved_autoreset,
+    resolved_threads,
+    spin_us,
+)
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol, differences
 from fastrl.engine.protocol import protocol as named_protocol
 from fastrl.engine.rules import NOOP_LIMIT, action_meanings, native_rules, resolved_protocol, whole_number
@@ -26,74 +31,13 @@ from fastrl.engine.seeding import env_seed, fresh_seed, spread_seed
 # An emulator, its screens and what its state needs (1,098 to 1,173 kB measured, the stacks not counted).
 _ENV_BYTES = 1_200_000
 
-# How long a thread of the pool that has nothing to do watches for work before it sleeps. On virtual machines waking a
-# sleeper takes 50 to 100 us, twice in a batch. Longer than what Python needs between two steps, and no longer.
-_SPIN_US = 200
 _INT64 = np.dtype(np.int64)
 OBS_SIDE: int = native.core.obs_side
-
-# The native enum (csrc/pool/env_pool.hpp).
-_AUTORESET = {AutoresetMode.NEXT_STEP: 0, AutoresetMode.SAME_STEP: 1, AutoresetMode.DISABLED: 2}
-_AUTORESET_NAMES = {
-    "next_step": AutoresetMode.NEXT_STEP,
-    "same_step": AutoresetMode.SAME_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
 
 Results = tuple[Any, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
 _ALWAYS_TOLD = ("lives", "frame_number", "episode_frame_number")
 _TOLD_OF_GAMES = ("game_return", "game_frames", "game_steps")
-
-# Pools whose threads must end before the interpreter does.
-_open_pools: weakref.WeakSet[AtariPool] = weakref.WeakSet()
-_warned_about_threads = False
-
-
-@atexit.register
-def _close_open_pools() -> None:
-    for pool in list(_open_pools):
-        pool.close()
-
-
-def _resolve_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
-    if isinstance(mode, AutoresetMode):
-        return mode
-    for name, value in _AUTORESET_NAMES.items():
-        if mode in (name, value.value):
-            return value
-    raise ValueError(
-        f"autoreset: '{mode}' is unknown{nearest(str(mode), list(_AUTORESET_NAMES))}; known: "
-        f"{', '.join(_AUTORESET_NAMES)}"
-    )
-
-
-def _resolve_threads(threads: int | None, num_envs: int) -> int:
-    global _warned_about_threads
-    cores = usable_cores()
-    if threads is None:
-        return min(cores, num_envs)
-    threads = whole_number("threads", threads, 1)
-    if threads > cores and not _warned_about_threads:
-        _warned_about_threads = True
-        warnings.warn(
-            f"AtariPool: {threads} threads on {cores} usable cores (affinity and control-group quota counted) take "
-            f"turns and gain nothing; threads=None takes {min(cores, num_envs)}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return min(threads, num_envs)
-
-
-def _require_memory(num_envs: int, stack: int) -> None:
-    """Refuse a pool that would end in the kernel's out-of-memory killer."""
-    each = _ENV_BYTES + stack * OBS_SIDE**2
-    available = available_memory_bytes()
-    if num_envs * each > available:
-        raise MemoryError(
-            f"num_envs: {num_envs} envs need about {num_envs * each / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-            f"available; at most {available // each} fit"
-        )
 
 
 class AtariPool(VectorEnv[Any, Any, Any]):
@@ -179,11 +123,11 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self.batch_size = (
             self.num_envs if batch_size is None else whole_number("batch_size", batch_size, 1, self.num_envs)
         )
-        self.threads = _resolve_threads(threads, self.num_envs)
+        self.threads = resolved_threads("AtariPool", threads, self.num_envs)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: {render_mode!r} is not one of None, 'rgb_array'")
         self.render_mode = render_mode
-        autoreset_mode = _resolve_autoreset(autoreset)
+        autoreset_mode = resolved_autoreset(autoreset)
         self.metadata = {**type(self).metadata, "autoreset_mode": autoreset_mode}
         # Of the next reset that is given none: the constructor's, and those of a reset whose results were not received.
         self._seeds_due: list[int | None] | None = spread_seed(seed, self.num_envs)
@@ -195,7 +139,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if not stacks and sink is None:
             raise ValueError("stacks: False writes frames to a sink only, but no sink is given")
 
-        _require_memory(self.num_envs, self.stack)
+        require_memory(self.num_envs, _ENV_BYTES + self.stack * OBS_SIDE**2)
         rom = rom_path(self.game.name)
         md5 = rom_md5(rom)
         engine = native.engine()
@@ -211,10 +155,10 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             num_envs=self.num_envs,
             threads=self.threads,
             batch_size=self.batch_size,
-            autoreset=_AUTORESET[autoreset_mode],
+            autoreset=NATIVE_AUTORESET[autoreset_mode],
             write_stacks=self._write_stacks,
             sink=sink,
-            spin_us=_SPIN_US if self.threads <= usable_cores() else 0,
+            spin_us=spin_us(self.threads),
             fail_env=_fail_at[0] if _fail_at else -1,
             fail_step=_fail_at[1] if _fail_at else -1,
         )
@@ -229,7 +173,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self.single_action_space = spaces.Discrete(self.num_actions)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.closed = False
-        _open_pools.add(self)
+        close_at_exit(self)
 
     # ---- gymnasium's calls
 
@@ -256,7 +200,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         if options is not None and not isinstance(options, dict):
             raise TypeError(f"reset: options {options!r} is not a dict such as {{'noops': 5}}")
         options = dict(options or {})
-        mask = self._reset_mask(options.pop("reset_mask", None))
+        mask = checked_reset_mask(options.pop("reset_mask", None), self.num_envs)
         noops = self._noop_schedule(options.pop("noops", None))
         if options:
             raise ValueError(f"reset: options {sorted(options)} are unknown; known: ['noops', 'reset_mask']")
@@ -447,20 +391,6 @@ class AtariPool(VectorEnv[Any, Any, Any]):
             )
         if operation != "load_state" and (never_reset := self._pool.never_reset(operation)):
             raise RuntimeError(f"{operation}: envs {never_reset} have not been reset; call reset() first")
-
-    def _reset_mask(self, mask: Any) -> npt.NDArray[np.bool_]:
-        if mask is None:
-            return self._everywhere
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(
-                f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
-            )
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"reset: reset_mask must have shape ({self.num_envs},) and at least one True, got shape "
-                f"{mask.shape} with {int(mask.sum())} True"
-            )
-        return mask.copy()
 
     def _noop_schedule(self, noops: Any) -> list[list[int] | None]:
         if noops is None:

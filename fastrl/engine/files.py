@@ -10,11 +10,10 @@ import stat
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # No JSON of a run is larger; reading a larger one would only fill the memory.
 MOST_JSON_BYTES = 256_000_000
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe of that name does not block
 
 
 class DamagedFile(ValueError):
@@ -74,24 +73,34 @@ def forget_leftovers(directory: Path, endings: Iterable[str] = ("",)) -> None:
             path.unlink(missing_ok=True)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a plain file to read: no link, no pipe, no device.
+
+    Raises:
+        DamagedFile: it is something else, or cannot be opened.
+    """
+    try:  # a pipe of that name does not block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be opened ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedFile(f"{path}: is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """The content of a plain file: no link, no pipe, no device, and no more than fits.
+    """The content of a plain file of no more than ``most_bytes``.
 
     Raises:
         DamagedFile: it is something else, or cannot be read.
     """
-    try:
-        descriptor = os.open(path, _READ)
-    except OSError as error:
-        raise DamagedFile(f"{path}: cannot be opened ({error.strerror})") from None
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise DamagedFile(f"{path}: is no plain file")
-        if found.st_size > most_bytes:
-            raise DamagedFile(f"{path}: has {found.st_size:,} bytes, at most {most_bytes:,} are allowed")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise DamagedFile(f"{path}: has {size:,} bytes, at most {most_bytes:,} are allowed")
         try:
-            return file.read(found.st_size)
+            return file.read(size)
         except OSError as error:
             raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +15,20 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from fastrl.engine import native
-from fastrl.engine.atari_pool import _AUTORESET, _resolve_autoreset
-from fastrl.engine.budget import available_memory_bytes, usable_cores
 from fastrl.engine.mujoco_library import bound_library
 from fastrl.engine.mujoco_tasks import Doubles, make_task
+from fastrl.engine.pools import (
+    NATIVE_AUTORESET,
+    checked_reset_mask,
+    close_at_exit,
+    require_memory,
+    resolved_autoreset,
+    resolved_threads,
+    spin_us,
+)
 from fastrl.engine.rules import whole_number
 from fastrl.engine.seeding import fresh_seed, spread_seed
 
-# How long a thread of the pool that has nothing to do watches for work before it sleeps; see atari_pool.py.
-_SPIN_US = 200
 # What an env needs beside the model's buffers: the part of its arena that the tasks touch. Together 86 kB
 # (InvertedPendulum-v5) to 492 kB (Ant-v5) measured; buffers that are never touched count here, and not there.
 _TOUCHED_BYTES = 100_000
@@ -45,33 +47,6 @@ _DIGEST_BYTES = 16
 
 Flags = npt.NDArray[np.bool_]
 Results = tuple[Doubles, Doubles, Flags, Flags, dict[str, Any]]
-
-# Pools whose threads must end before the interpreter does.
-_open_pools: weakref.WeakSet[MujocoPool] = weakref.WeakSet()
-_warned_about_threads = False
-
-
-@atexit.register
-def _close_open_pools() -> None:
-    for pool in list(_open_pools):
-        pool.close()
-
-
-def _resolve_threads(threads: int | None, num_envs: int) -> int:
-    global _warned_about_threads
-    cores = usable_cores()
-    if threads is None:
-        return min(cores, num_envs)
-    threads = whole_number("threads", threads, 1)
-    if threads > cores and not _warned_about_threads:
-        _warned_about_threads = True
-        warnings.warn(
-            f"MujocoPool: {threads} threads on {cores} usable cores (affinity and control-group quota counted) take "
-            f"turns and gain nothing; threads=None takes {min(cores, num_envs)}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return min(threads, num_envs)
 
 
 class MujocoPool(VectorEnv[Any, Any, Any]):
@@ -117,8 +92,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
     ) -> None:
         self.closed = True  # until everything below has worked
         self.num_envs = whole_number("num_envs", num_envs, 1, 65_536)
-        self.threads = _resolve_threads(threads, self.num_envs)
-        self._autoreset_mode = _resolve_autoreset(autoreset)
+        self.threads = resolved_threads("MujocoPool", threads, self.num_envs)
+        self._autoreset_mode = resolved_autoreset(autoreset)
         # Of the next reset that is given none.
         self._seeds_due: list[int | None] | None = spread_seed(seed, self.num_envs)
         self.task = make_task(env_id, max_episode_steps, settings)
@@ -133,7 +108,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         self._reset_envs = np.zeros(self.num_envs, dtype=np.bool_)
         self._all_were_reset = False
         self.closed = False
-        _open_pools.add(self)
+        close_at_exit(self)
 
     def _make_spaces(self) -> None:
         prototype = self.task.prototype
@@ -148,7 +123,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
 
         bound = bound_library()
         model, rules = self.task.prototype.model, self.task.rules
-        _require_memory(self.num_envs, int(model.nbuffer) + _TOUCHED_BYTES)
+        require_memory(self.num_envs, int(model.nbuffer) + _TOUCHED_BYTES)
         self._data = [mujoco.MjData(model) for _ in range(self.num_envs)]
         n, obs_numbers, terms = self.num_envs, native.core.mujoco_obs_size(rules), len(self.task.terms)
         self._obs = np.zeros((n, obs_numbers))
@@ -184,10 +159,10 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 "start_qvel": self._start_qvel,
             },
             task_name=self.task.env_id,
-            autoreset=_AUTORESET[self._autoreset_mode],
+            autoreset=NATIVE_AUTORESET[self._autoreset_mode],
             starts_each=_STARTS_EACH,
             threads=self.threads,
-            spin_us=_SPIN_US if self.threads <= usable_cores() else 0,
+            spin_us=spin_us(self.threads),
             keep=(model, self._data),
         )
 
@@ -212,7 +187,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         unknown = sorted(set(options or {}) - {"reset_mask"})
         if unknown:
             raise ValueError(f"reset: options {unknown} are unknown; known: ['reset_mask']")
-        mask = self._checked_mask((options or {}).get("reset_mask"))
+        mask = checked_reset_mask((options or {}).get("reset_mask"), self.num_envs)
         seeds = spread_seed(seed, self.num_envs)
         if not mask.all() and not self._reset_envs[~mask].all():
             raise RuntimeError(
@@ -441,20 +416,6 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
                 f"call reset() first"
             )
 
-    def _checked_mask(self, mask: Any) -> Flags:
-        if mask is None:
-            return self._everywhere.copy()
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(
-                f"reset: reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}"
-            )
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"reset: reset_mask must have shape ({self.num_envs},) and at least one True, got shape "
-                f"{mask.shape} with {int(mask.sum())} True"
-            )
-        return np.ascontiguousarray(mask).copy()
-
     def _checked_actions(self, actions: Any) -> npt.NDArray[Any]:
         if (
             type(actions) is np.ndarray
@@ -501,13 +462,3 @@ def env_memory(data: Any) -> dict[str, Any]:
         "xpos": data.xpos,
         "cfrc_ext": data.cfrc_ext,
     }
-
-
-def _require_memory(num_envs: int, each: int) -> None:
-    """Refuse a pool that would end in the kernel's out-of-memory killer."""
-    available = available_memory_bytes()
-    if num_envs * each > available:
-        raise MemoryError(
-            f"num_envs: {num_envs} envs need about {num_envs * each / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-            f"available; at most {available // each} fit"
-        )

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
-from fastrl.engine.recorded_envs import Game, is_atari, make_gymnasium
+from fastrl.engine.recorded_envs import Game, ended_games, is_atari, make_gymnasium
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,9 @@ class PlayedAtari:
     def step(self, actions: npt.NDArray[np.int64]) -> Played:
         """Let all envs take a step."""
         obs, reward, terminated, truncated, info = self._pool.step(actions)
-        games = []
-        if "game_return" in info:
-            games = [
-                Game(
-                    int(env),
-                    float(info["game_return"][env]),
-                    int(info["game_frames"][env]),
-                    int(info["game_steps"][env]),
-                )
-                for env in np.flatnonzero(info["_game_return"])
-            ]
         cut = np.flatnonzero(truncated & ~terminated)
         last = {int(env): info["final_obs"][env] for env in cut}
-        return Played(obs, reward.astype(np.float32), terminated, truncated, last, games)
+        return Played(obs, reward.astype(np.float32), terminated, truncated, last, ended_games(info))
 
     def save_state(self) -> list[bytes] | None:
         """The games as they are, for :meth:`start`."""

@@ -41,6 +41,16 @@ class Game:
     steps: int
 
 
+def ended_games(info: dict[str, Any]) -> list[Game]:
+    """The full games that ended, by what an :class:`AtariPool` says of a step."""
+    if "game_return" not in info:
+        return []
+    return [
+        Game(int(env), float(info["game_return"][env]), int(info["game_frames"][env]), int(info["game_steps"][env]))
+        for env in np.flatnonzero(info["_game_return"])
+    ]
+
+
 def is_atari(env_id: str) -> bool:
     """Whether ``env_id`` names an Atari game that the pool plays."""
     try:
@@ -124,14 +134,7 @@ class RecordedAtari:
 
     def receive(self) -> list[Game]:
         """Wait for the step to be done, and recorded. Tells which full games ended with it."""
-        info = self.pool.recv()[-1]
-        if "game_return" not in info:
-            return []
-        ended = np.flatnonzero(info["_game_return"])
-        return [
-            Game(int(env), float(info["game_return"][env]), int(info["game_frames"][env]), int(info["game_steps"][env]))
-            for env in ended
-        ]
+        return ended_games(self.pool.recv()[-1])
 
     def save_state(self) -> list[bytes] | None:
         """The games as they are, for :meth:`start`."""

@@ -502,18 +502,24 @@ class Replay:
                 "weights": base64.b64encode(zlib.compress(weights.tobytes(), 1)).decode(),
             }
         state = {
-            "obs_shape": self.obs_shape,
-            "obs_dtype": self.obs_dtype.str,
-            "action_shape": self.action_shape,
-            "action_dtype": self.action_dtype.str,
-            "padding": self.padding,
-            "alpha": self.alpha,
-            "seed": self.seed,
+            **self._saved_arguments(),
             "batches": self._sampler.batches,
             "priorities": described,
         }
         kept_steps = self._slots - self.guard_steps
         return self._store(Path(directory)).save(self._ring, self.boundary(), kept_steps, state, keep)
+
+    def _saved_arguments(self) -> dict[str, Any]:
+        """What a save and the replay that loads it must have in common besides the shape, as JSON has it."""
+        return {
+            "obs_shape": list(self.obs_shape),
+            "obs_dtype": self.obs_dtype.str,
+            "action_shape": list(self.action_shape),
+            "action_dtype": self.action_dtype.str,
+            "padding": self.padding,
+            "alpha": self.alpha,
+            "seed": self.seed,
+        }
 
     def load(self, saved: str | os.PathLike[str]) -> None:
         """Take what :meth:`save` wrote into this replay, which must be new and made with the same arguments.
@@ -536,13 +542,7 @@ class Replay:
                 raise FileNotFoundError(f"load: {path} has no saved replay")
             path = found[0]
         manifest = read_manifest(path)
-        mine: dict[str, Any] = {
-            "shape": self._shape(self._slots),
-            "obs_shape": list(self.obs_shape),
-            "obs_dtype": self.obs_dtype.str,
-        }
-        mine |= {"action_shape": list(self.action_shape), "action_dtype": self.action_dtype.str}
-        mine |= {"padding": self.padding, "alpha": self.alpha, "seed": self.seed}
+        mine = {"shape": self._shape(self._slots), **self._saved_arguments()}
         for name, value in mine.items():
             if manifest.get(name) != value:
                 raise ValueError(
@@ -569,7 +569,7 @@ class Replay:
         self._require_here("digest")
         found = hashlib.sha256(repr((self._shape(self._slots), self.seed, self._sampler.batches)).encode())
         for lane, end in enumerate(self.boundary()):
-            at = max(0, end - (self._slots - int(native.core.guard_steps)))
+            at = max(0, end - (self._slots - self.guard_steps))
             found.update(repr((lane, at, end)).encode())
             while at < end:
                 until = min(end, at + _DIGEST_SLOTS)

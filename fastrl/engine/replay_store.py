@@ -32,6 +32,7 @@ from fastrl.engine.files import (
     DamagedFile,
     forget_leftovers,
     make_private_directory,
+    open_regular,
     read_json,
     write_json,
     write_private,
@@ -128,7 +129,7 @@ class SlotStore:
             return self._save(ring, ends, kept_steps, state, keep)
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._delete_unnamed()
+                delete_unnamed_slots(self.directory)
             raise OSError(
                 error.errno,
                 f"save: {self.directory} could not be written ({error.strerror}); earlier saves are whole; make "
@@ -154,7 +155,9 @@ class SlotStore:
         }
         path = self.directory / _MANIFEST.format(number)
         write_json(path, manifest)
-        self._forget_old(keep)
+        for old in manifests(self.directory)[keep:]:
+            old.unlink(missing_ok=True)
+        delete_unnamed_slots(self.directory)
         return path
 
     def _known(self) -> tuple[list[dict[str, Any]], int]:
@@ -258,23 +261,6 @@ class SlotStore:
             )
         return files
 
-    def _forget_old(self, keep: int) -> None:
-        """Delete manifests beyond ``keep``, then files that no manifest names."""
-        for path in manifests(self.directory)[keep:]:
-            path.unlink(missing_ok=True)
-        self._delete_unnamed()
-
-    def _delete_unnamed(self) -> None:
-        named: set[str] = set()
-        for path in manifests(self.directory):
-            try:
-                named |= {file["name"] for file in read_manifest(path)["files"]}
-            except DamagedReplay:
-                return  # or could not be read just now: which files it names is not known
-        for path in self.directory.glob("slots-*.bin"):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
-
     # ---- loading
 
     def verify(self, manifest: dict[str, Any]) -> list[list[Piece]]:
@@ -341,16 +327,10 @@ class SlotStore:
     def _opened(self, name: str) -> BinaryIO:
         if name != os.path.basename(name):
             raise DamagedReplay(f"{self.directory}: the manifest names {name!r}, which is not a plain file name")
-        path = self.directory / name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise DamagedReplay(f"{path}: cannot be opened ({error.strerror})") from None
-        file: BinaryIO = os.fdopen(descriptor, "rb")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            file.close()
-            raise DamagedReplay(f"{path}: is no plain file")
-        return file
+            return open_regular(self.directory / name)
+        except DamagedFile as error:
+            raise DamagedReplay(str(error)) from None
 
     def _verify_file(self, file: dict[str, Any]) -> None:
         path = self.directory / file["name"]
@@ -395,3 +375,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise DamagedReplay(f"{path}: has format {manifest.get('format')!r}, this version of fastrl reads {FORMAT}")
     return manifest
+
+
+def delete_unnamed_slots(directory: Path) -> None:
+    """Delete the files of slots that no manifest names; none where a manifest cannot be read, for it may name any."""
+    named: set[str] = set()
+    for path in manifests(directory):
+        try:
+            named |= {file["name"] for file in read_manifest(path)["files"]}
+        except (DamagedReplay, KeyError, TypeError):
+            return
+    for path in directory.glob("slots-*.bin"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.engine.files import MOST_JSON_BYTES, DamagedFile, forget_leftovers
-from fastrl.engine.replay_store import DamagedReplay, manifests, read_manifest
+from fastrl.engine.replay_store import DamagedReplay, delete_unnamed_slots, manifests, read_manifest
 
 _SLOT_FILE = re.compile(r"slots-\d{8}-\d{4,}\.bin")
 _PRIORITIES = {"n_step", "largest", "first", "entered", "ends", "weights"}
@@ -129,14 +129,6 @@ def forget_replays(directory: Path, kept: Collection[str]) -> None:
         if path.name not in kept:
             path.unlink(missing_ok=True)
     forget_leftovers(directory)
-    needed: set[str] = set()
-    for path in manifests(directory):
-        try:
-            needed |= {file["name"] for file in read_manifest(path)["files"]}
-        except (DamagedReplay, KeyError, TypeError):
-            return
-    for path in directory.glob("slots-*.bin"):
-        if path.name not in needed:
-            path.unlink(missing_ok=True)
+    delete_unnamed_slots(directory)
     with contextlib.suppress(OSError):
         directory.rmdir()  # if nothing is left in it

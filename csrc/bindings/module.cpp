@@ -1,0 +1,33 @@
+// module.cpp: the extension: how it was built, which exceptions become which of Python's, and its parts.
+
+#include "atari/frame_ops.hpp"
+#include "bindings/common.hpp"
+#include "pool/env_pool.hpp"
+#include "replay/shared_region.hpp"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The native part of fastrl. Use it through fastrl, not directly.";
+  m.attr("version") = FASTRL_VERSION;
+  m.attr("source_hash") = FASTRL_SOURCE_HASH;
+  m.attr("compiler") = FASTRL_COMPILER;
+  m.attr("compile_flags") = FASTRL_FLAGS;
+  m.attr("build_type") = FASTRL_BUILD_TYPE;
+  m.attr("obs_side") = fastrl::kObsSide;
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const fastrl::WaitTimeout& timeout) {
+      PyErr_SetString(PyExc_TimeoutError, timeout.what());
+    } catch (const fastrl::RegionTooLarge& too_large) {
+      PyErr_SetString(PyExc_MemoryError, too_large.what());
+    } catch (const fastrl::RegionGone& gone) {
+      PyErr_SetString(PyExc_ConnectionError, gone.what());
+    }
+  });
+  fastrl::register_engine(m);
+  fastrl::register_parts(m);
+  fastrl::register_pool(m);
+  fastrl::register_ring(m);
+  fastrl::register_batches(m);
+  fastrl::register_mujoco(m);
+}
