@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -110,7 +111,7 @@ def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_run_that_goes_on_plays_other_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(with_preset(dqn.TRAINER, "fast"), **{**TINY, "steps": 80}, runs=tmp_path, name="two")
+    config = preset(dqn.TRAINER, "fast", **{**TINY, "steps": 80}, runs=tmp_path, name="two")
     seeds, make = [], dqn.ActorProcesses
 
     def seen(*given: Any, seed: int, **more: Any) -> ActorProcesses:

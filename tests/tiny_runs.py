@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ import torch
 from fastrl import ddpg, dqn
 from fastrl.runs import checkpoint
 from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.command_line import Trainer
 
 # Networks this small gain nothing from threads, which wait for each other on a machine that others use too.
 torch.set_num_threads(1)
@@ -37,37 +37,30 @@ def _directory() -> Path:
     return found
 
 
-def _train(name: str, preset: str, **changes: Any) -> Path:
-    dqn.train(tiny_training.preset(dqn.TRAINER, preset, **_SHARED, **changes, runs=_directory(), name=name))
+def _train(trainer: Trainer, name: str, preset: str, **changes: Any) -> Path:
+    trainer.train(tiny_training.preset(trainer, preset, **_SHARED, **changes, runs=_directory(), name=name))
     return _directory() / name
 
 
 @functools.cache
 def pong() -> Path:
     """A run of Pong under protocol sb3."""
-    return _train("pong", "fast", env="PongNoFrameskip-v4", network="a3c", num_envs=4, target_every_steps=100)
+    return _train(
+        dqn.TRAINER, "pong", "fast", env="PongNoFrameskip-v4", network="a3c", num_envs=4, target_every_steps=100
+    )
 
 
 @functools.cache
 def cart() -> Path:
     """A run of CartPole."""
-    return _train("cart", "classic", hidden_units=(16,))
+    return _train(dqn.TRAINER, "cart", "classic", hidden_units=(16,))
 
 
 @functools.cache
 def pendulum() -> Path:
     """A run of Pendulum, whose actions are numbers."""
-    config = dataclasses.replace(
-        with_preset(ddpg.TRAINER, "fast"),
-        **_SHARED,
-        env="Pendulum-v1",
-        actor_hidden_units=(16,),
-        critic_hidden_units=(16,),
-        runs=_directory(),
-        name="pendulum",
-    )
-    ddpg.train(config)
-    return _directory() / "pendulum"
+    small = {"actor_hidden_units": (16,), "critic_hidden_units": (16,)}
+    return _train(ddpg.TRAINER, "pendulum", "fast", env="Pendulum-v1", **small)
 
 
 def copy_of(run: Path, to: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from nursery import Child, Nursery
 
 from fastrl import dqn
-from fastrl.runs import command_line, verify
+from fastrl.runs import child_run, command_line
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session, resume
@@ -116,11 +116,11 @@ def soon_s() -> float:
 
 
 def train_and_tell(order: dict[str, Any]) -> None:
-    verify._train_and_tell("fastrl.dqn", order)
+    child_run.train("fastrl.dqn", {**order, "digest": True})
 
 
 def digest_of(run: Path) -> str:
-    found: str = json.loads((run / verify.DIGEST_FILE).read_text())
+    found: str = json.loads((run / child_run.DIGEST_FILE).read_text())
     return found
 
 

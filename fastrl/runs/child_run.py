@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 from fastrl.runs.command_line import Trainer, from_stored
 from fastrl.runs.run_dir import as_json
 
-_DIGEST_FILE = "digest.json"
+DIGEST_FILE = "digest.json"
 
 
 class ChildRun:
@@ -62,11 +62,12 @@ class ChildRun:
 
     def digest(self) -> str:
         """The hash, of a run that has ended."""
-        found: str = json.loads((self.path / _DIGEST_FILE).read_text())
+        found: str = json.loads((self.path / DIGEST_FILE).read_text())
         return found
 
 
-def _train(module: str, order: dict[str, Any]) -> None:
+def train(module: str, order: dict[str, Any]) -> None:
+    """What the process does."""
     from fastrl.runs.session import Session
 
     trainer: Trainer = importlib.import_module(module).TRAINER
@@ -76,9 +77,9 @@ def _train(module: str, order: dict[str, Any]) -> None:
         resume_run=None if order["resume"] is None else Path(order["resume"]),
     )
     if order["digest"]:
-        (session.run.path / _DIGEST_FILE).write_text(json.dumps(session.final_digest))
+        (session.run.path / DIGEST_FILE).write_text(json.dumps(session.final_digest))
     sys.exit(session.exit_code)
 
 
 if __name__ == "__main__":
-    _train(sys.argv[1], json.loads(sys.argv[2]))
+    train(sys.argv[1], json.loads(sys.argv[2]))
