@@ -54,7 +54,8 @@ class Scaled(nn.Module):
             return obs
         kind = obs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return obs.to(dtype, memory_format=torch.channels_last).mul_(1 / 255)
+        # Bytes are put in order first: torch does both at once at half the speed.
+        return obs.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1 / 255)
 
 
 class QNetwork(nn.Module):
