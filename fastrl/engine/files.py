@@ -31,6 +31,11 @@ def make_private_directory(path: Path) -> None:
 
 def write_private(path: Path, *parts: Any) -> None:
     """Write a file that only its owner may read, all of it on disk, under its name only when it is whole."""
+    write_private_parts(path, parts)
+
+
+def write_private_parts(path: Path, parts: Iterable[Any]) -> None:
+    """The same of parts that are made while they are written."""
     # The name is a new one each time: what a process that was killed has left belongs to nobody, and in a container the
     # next process has the same number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

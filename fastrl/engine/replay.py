@@ -30,6 +30,16 @@ from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.replay_store import History, SlotStore, manifests, read_manifest
+from fastrl.engine.ring_sizes import (
+    DEFAULT_CAPACITY,
+    LEFT_FREE_BYTES,
+    MOST_CAPACITY,
+    auto_slots,
+    guard_steps,
+    most_slots,
+    ring_bytes,
+    slots_of,
+)
 from fastrl.engine.rules import whole_number
 
 if TYPE_CHECKING:
@@ -38,11 +48,8 @@ if TYPE_CHECKING:
 LaneBusy = native.core.LaneBusy
 NothingToSample = native.core.NothingToSample
 
-DEFAULT_CAPACITY = 1_000_000
 # Steps that a lane must hold besides a stack and the steps of a return: below, its writer would come round too soon.
 LEAST_SPARE_STEPS = 64
-# What capacity="auto" leaves to the rest of the machine.
-_LEFT_FREE_BYTES = 4_000_000_000
 _MOST_LANES = 65_536
 _DIGEST_SLOTS = 4096  # that are copied at a time
 _FRAME_SHAPE = (84, 84)  # that a pool writes
@@ -199,47 +206,38 @@ class Replay:
         }
 
     def _resolve_slots(self, capacity: Any) -> int:
-        least = self._least_slots()
+        least, shape = self._least_slots(), self._shape(0)
         available = available_memory_bytes()
         if isinstance(capacity, str):
             if capacity != "auto":
                 raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
-            slots = min(-(-DEFAULT_CAPACITY // self.lanes), self._fitting_slots(available - _LEFT_FREE_BYTES))
+            slots = auto_slots(shape, available)
             if slots < least:
                 raise MemoryError(
-                    f"capacity: 'auto' leaves {_LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
+                    f"capacity: 'auto' leaves {LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
                     f"{available / 1e9:.1f} GB are available; give a number, at most "
-                    f"{self._fitting_slots(available) * self.lanes:,}"
+                    f"{most_slots(shape, available) * self.lanes:,}"
                 )
             _log.info(
                 "replay: %s transitions (%.1f GB; %.1f GB of memory are available)",
                 f"{slots * self.lanes:,}",
-                native.core.ring_bytes(self._shape(slots)) / 1e9,
+                ring_bytes(shape, slots) / 1e9,
                 available / 1e9,
             )
             return int(slots)
-        slots = -(-whole_number("capacity", capacity, 1, 2**40) // self.lanes)
+        slots = slots_of(whole_number("capacity", capacity, 1, MOST_CAPACITY), self.lanes)
         if slots < least:
             raise ValueError(
                 f"capacity: {capacity} is {slots} for each of {self.lanes} lanes; each needs at least {least} "
                 f"({least - self.stack - 1}, a stack of {self.stack} and a step), so give at least {least * self.lanes}"
             )
-        needed = native.core.ring_bytes(self._shape(slots))
+        needed = ring_bytes(shape, slots)
         if needed > available:
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-                f"available; at most {self._fitting_slots(available) * self.lanes:,} fit"
+                f"available; at most {most_slots(shape, available) * self.lanes:,} fit"
             )
         return slots
-
-    def _fitting_slots(self, available: int) -> int:
-        """The most slots of a lane with which a ring takes no more bytes."""
-        least, most = 0, 2**40 // self.lanes + 1
-        while most - least > 1:
-            middle = (least + most) // 2
-            fits = native.core.ring_bytes(self._shape(middle)) <= available
-            least, most = (middle, most) if fits else (least, middle)
-        return least
 
     def _least_slots(self) -> int:
         return max(self._spare_steps, self.guard_steps) + self.stack + 1
@@ -254,7 +252,7 @@ class Replay:
     @property
     def guard_steps(self) -> int:
         """How many of a full lane's oldest steps are left alone, so that its writer may go on while one samples."""
-        return int(native.core.guard_steps)
+        return guard_steps()
 
     @property
     def capacity(self) -> int:
@@ -264,7 +262,7 @@ class Replay:
     @property
     def region_bytes(self) -> int:
         """Shared memory that it takes, all of it from the beginning."""
-        return int(native.core.ring_bytes(self._shape(self._slots)))
+        return ring_bytes(self._shape(0), self._slots)
 
     def __len__(self) -> int:
         """Steps that can be looked at, all lanes together."""

@@ -35,13 +35,13 @@ from fastrl.engine.files import (
     open_regular,
     read_json,
     write_json,
-    write_private,
+    write_private_parts,
 )
 
 FORMAT = 1
 _MAGIC = b"fastrl-slots-1\n\0"
 _FILE_BYTES = 256_000_000  # about the largest file of slots
-_CHUNK_BYTES = 4_000_000  # about what a load reads at a time
+_CHUNK_BYTES = 4_000_000  # about what is read or written at a time
 _MANIFEST = "replay-{:08d}.json"
 _MOST_SPREAD = 2  # times the bytes of its steps that a save's files may take
 
@@ -112,6 +112,10 @@ class SlotStore:
         self.shape = shape
         self.slot_words = slot_words
         self.history = history
+
+    @property
+    def _slots_at_a_time(self) -> int:
+        return max(1, _CHUNK_BYTES // (8 * self.slot_words))
 
     # ---- saving
 
@@ -245,16 +249,11 @@ class SlotStore:
                 runs.append(waiting.pop(0))
                 slots += runs[-1][2] - runs[-1][1]
             name = f"slots-{number:08d}-{len(files):04d}.bin"
-            parts = [np.ascontiguousarray(ring.copy_slots(*run)) for run in runs]
-            crc = zlib.crc32(_MAGIC)
-            for part in parts:
-                crc = zlib.crc32(part.data, crc)
-            write_private(self.directory / name, _MAGIC, *(part.data for part in parts))
             files.append(
                 {
                     "name": name,
-                    "bytes": len(_MAGIC) + sum(part.nbytes for part in parts),
-                    "crc32": crc,
+                    "bytes": len(_MAGIC) + 8 * self.slot_words * slots,
+                    "crc32": _write_runs(self.directory / name, ring, runs, self._slots_at_a_time),
                     "history": self.history.name,
                     "runs": [{"lane": lane, "first": first, "end": end} for lane, first, end in runs],
                 }
@@ -312,7 +311,7 @@ class SlotStore:
 
     def _chunks(self, file: BinaryIO, path: Path, first: int, end: int) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
         """Slots ``first`` to ``end - 1``, which come next in the file; each array is good until the next one."""
-        most = min(end - first, max(1, _CHUNK_BYTES // (8 * self.slot_words)))
+        most = min(end - first, self._slots_at_a_time)
         buffer = np.empty((most, self.slot_words), np.uint64)
         for at in range(first, end, most):
             slots = buffer[: min(most, end - at)]
@@ -350,6 +349,23 @@ class SlotStore:
             raise DamagedReplay(f"{path}: its checksum is not the one that was saved")
         if not in_order:
             raise DamagedReplay(f"{path}: its slots are not those that the manifest says")
+
+
+def _write_runs(path: Path, ring: Any, runs: list[tuple[int, int, int]], at_a_time: int) -> int:
+    """A file of these runs (lane, first, end), copied out of the ring a few megabytes at a time; its checksum."""
+    crc = zlib.crc32(_MAGIC)
+
+    def parts() -> Iterator[Any]:
+        nonlocal crc
+        yield _MAGIC
+        for lane, first, end in runs:
+            for at in range(first, end, at_a_time):
+                slots = np.ascontiguousarray(ring.copy_slots(lane, at, min(at + at_a_time, end)))
+                crc = zlib.crc32(slots.data, crc)
+                yield slots.data
+
+    write_private_parts(path, parts())
+    return crc
 
 
 def _without(parts: list[tuple[int, int]], first: int, end: int) -> list[tuple[int, int]]:
