@@ -110,6 +110,12 @@ class Config(RunOptions):
                 f"{self.update_every_steps}; the target network is refreshed between updates"
             )
 
+    def unrepeatable(self) -> str | None:
+        """Why equal seeds do not give equal bits with these options; None: they do."""
+        if self.actor_processes:
+            return "with --actor-processes the death of one changes a run"
+        return None
+
 
 PRESETS: Presets = {
     # Mnih et al. 2015, Extended Data Table 1, and DeepMind's published code where they differ (see above).
@@ -371,7 +377,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
 def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProcesses:
     """The games in processes of their own."""
     if config.deterministic:
-        raise ValueError("actor_processes: with --deterministic they are refused, since the death of one changes a run")
+        raise ValueError(f"actor_processes: {config.unrepeatable()}, so --deterministic refuses them")
     if not is_atari(config.env):
         raise ValueError(f"actor_processes: are for Atari games, {config.env} is none")
     if resumed is not None and resumed.replay_save is not None:

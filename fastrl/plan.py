@@ -16,7 +16,6 @@ from fastrl.engine.files import write_private
 from fastrl.engine.games import nearest
 from fastrl.runs import command_line
 from fastrl.runs.command_line import Trainer
-from fastrl.runs.options import resolved
 from fastrl.runs.planning import Part, Plan, plan
 from fastrl.runs.trial import TrialFailed, try_out
 
@@ -101,7 +100,6 @@ def run_command(arguments: Sequence[str]) -> int:
     config, others = command_line.parse(trainer, rest)
     if others.resume or others.resume_without_replay or others.seeds is not None or others.verify_resume is not None:
         raise ValueError("plan: is of one new run; leave out --resume, --seeds and --verify-resume")
-    config = resolved(config)
     print(
         f"{trainer.algorithm}, preset {config.preset}, {config.env}, {config.steps:,} steps: trying it for "
         f"{flags.seconds:g} s with a small replay ...",

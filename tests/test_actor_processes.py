@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_plays_other_games(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"deterministic": True}, "with --deterministic they are refused"),
+        ({"deterministic": True}, "so --deterministic refuses them"),
         ({"actor_processes": 4}, r"4 is outside \[1, 3\]"),
         ({"env": "CartPole-v1", "network": "mlp"}, "are for Atari games"),
     ],

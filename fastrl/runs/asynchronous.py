@@ -258,8 +258,7 @@ class Recipe:
         """Train to the end, or until told to stop."""
         if config.device == "cuda":
             raise ValueError(f"device: {self.algorithm} learns on the CPU; use --device cpu")
-        deterministic = config.alone if config.deterministic is None else config.deterministic
-        config = resolved(dataclasses.replace(config, device="cpu", deterministic=deterministic))
+        config = resolved(dataclasses.replace(config, device="cpu"))
         num_envs = config.games_per_worker if config.alone else 1
 
         def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:

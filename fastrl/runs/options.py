@@ -115,7 +115,7 @@ def resolved(options: Any) -> Any:
     if device == "cuda" and not cuda:
         raise ValueError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu or auto")
     cores = usable_cores()
-    can_repeat = device == "cpu" and not getattr(options, "actor_processes", 0)
+    can_repeat = device == "cpu" and options.unrepeatable() is None
     return dataclasses.replace(
         options,
         device=device,

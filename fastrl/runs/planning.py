@@ -57,7 +57,7 @@ def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
     """Work it out.
 
     Args:
-        config: of the run that is planned, resolved.
+        config: of the run that is planned.
         trial: of the same configuration.
         available_bytes: of memory.
     """

@@ -25,11 +25,13 @@ from fastrl.runs.command_line import Trainer
 
 _POLL_S = 0.1
 _START_WITHIN_S = 300.0
-_LOG_EVERY_STEPS = {"cpu": 250, "cuda": 2_500}  # a row of metrics.csv takes a millisecond or two
+# A row of metrics.csv takes a millisecond or two.
+_LOG_EVERY_STEPS, _LOG_EVERY_STEPS_ON_GPU = 250, 2_500
 # The first rows of a phase also have what is done once, such as torch's choice of its convolutions.
 _LEAVE_OUT_ROWS = 2
 _LEAST_ROWS = 5
-_SLOTS = 512  # of each lane: more than what a lane needs besides its transitions
+# Of the small replay: more than a lane needs besides its transitions, and enough for a warm-up that can be measured.
+_SLOTS, _TRANSITIONS = 512, 4096
 _TERMINATED = 143
 _EVALUATE_FOR_S = 15.0
 
@@ -45,7 +47,8 @@ class Trial:
     start_s: float  # until the first row, and from the last one to its end
     warm_up_steps_per_s: float | None  # before the first update; None: there was no such phase
     steps_per_s: float  # while learning
-    trainer_bytes: int  # the most memory that its process took, the small replay among it
+    trainer_bytes: int  # the most memory that its process took
+    replay_bytes: int  # of them, the small replay's
     workers_bytes: int  # that its other processes took together
     evaluation_bytes: int  # that the process which evaluates took; 0: there is none
     replay_shape: dict[str, int] | None  # None: it has none
@@ -54,17 +57,18 @@ class Trial:
     weights_bytes: int  # of one without the games under way
     row_bytes: float  # of metrics.csv and TensorBoard, each row
 
-    @property
-    def replay_bytes(self) -> int:
-        """Of the small replay."""
-        return 0 if self.replay_shape is None else ring_bytes(self.replay_shape, self.replay_shape["slots"])
-
 
 def small_replay(config: Any) -> dict[str, int]:
     """A replay for a trial, and a warm-up that fills a part of it."""
     slots = max(_SLOTS, 4 * getattr(config, "n_step", 1))
-    capacity = max(slots * config.num_envs, 2 * config.batch)
+    capacity = max(slots * config.num_envs, _TRANSITIONS, 2 * config.batch)
     return {"replay_capacity": capacity, "warm_up_steps": min(config.warm_up_steps, capacity // 2)}
+
+
+def _learns_on_gpu(config: Any) -> bool:
+    import torch
+
+    return config.device != "cpu" and torch.cuda.is_available()
 
 
 def processes(pid: int) -> list[int]:
@@ -83,17 +87,27 @@ def processes(pid: int) -> list[int]:
     return found
 
 
-def memory_bytes(pid: int) -> int:
-    """What a process takes now: shared memory counts in parts, as many as share it; 0: there is none."""
+def memory_bytes(pid: int, *, files: bool = True) -> int:
+    """What a process takes now; 0: there is none.
+
+    Args:
+        pid: the process.
+        files: count the files that it has mapped, such as libraries. Processes that have the same ones share them.
+    """
+    found = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
+        # Shared memory in parts, as many as share it: a ring is mapped twice by its writer.
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return 0
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                found += 1024 * int(line.split()[1])
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssFile:") and files:
+                found += 1024 * int(line.split()[1])
+    return found
 
 
 class PeakMemory:
-    """The most that a process, and its descendants together, were seen to take."""
+    """The most that a process, and its descendants beside it, were seen to take."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -102,7 +116,8 @@ class PeakMemory:
     def look(self) -> None:
         """Now."""
         self.own_bytes = max(self.own_bytes, memory_bytes(self._pid))
-        self.descendants_bytes = max(self.descendants_bytes, sum(map(memory_bytes, processes(self._pid))))
+        beside = sum(memory_bytes(pid, files=False) for pid in processes(self._pid))
+        self.descendants_bytes = max(self.descendants_bytes, beside)
 
 
 def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
@@ -110,7 +125,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
 
     Args:
         trainer: the algorithm.
-        config: the run that is planned, resolved.
+        config: the run that is planned.
         seconds: of learning; the warm-up before it is shortened.
     """
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
@@ -121,7 +136,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
             **trainer.tried_as(config),
             runs=folder,
             name="trial",
-            log_every_steps=_LOG_EVERY_STEPS[config.device],
+            log_every_steps=_LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS,
             checkpoint_every_minutes=0.0,
             checkpoint_every_steps=None,
             evaluate_every_steps=0,
@@ -168,6 +183,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         warm_up_steps_per_s=_rate(warm_up) if len(warm_up) > 1 else None,
         steps_per_s=_rate(learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]),
         trainer_bytes=peak.own_bytes,
+        replay_bytes=0 if manifest is None else ring_bytes(manifest["shape"], manifest["shape"]["slots"]),
         workers_bytes=peak.descendants_bytes,
         evaluation_bytes=evaluation_bytes(path) if evaluates else 0,
         replay_shape=manifest["shape"] if manifest else None,

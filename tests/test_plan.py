@@ -1,0 +1,171 @@
+"""Plans: worked out rightly from what was tried, and true of a real run's memory, files and clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import TINY_PONG, preset
+
+from fastrl import a3c, dqn, plan
+from fastrl.engine.ring_sizes import ring_bytes
+from fastrl.runs import planning, trial
+from fastrl.runs.child_run import ChildRun
+from fastrl.runs.trial import Trial
+
+SHAPE = {"lanes": 8, "slots": 512, "stack": 4, "obs_bytes": 7056, "action_bytes": 8}
+SMALL_RING = ring_bytes(SHAPE, 512)
+TRIED = Trial(
+    start_s=5.0,
+    warm_up_steps_per_s=5_000.0,
+    steps_per_s=250.0,
+    trainer_bytes=300_000_000 + SMALL_RING,
+    replay_bytes=SMALL_RING,
+    workers_bytes=0,
+    evaluation_bytes=200_000_000,
+    replay_shape=SHAPE,
+    saved_slot_bytes=7_136,
+    checkpoint_bytes=20_000_000,
+    weights_bytes=18_000_000,
+    row_bytes=500.0,
+)
+AVAILABLE = 20_000_000_000
+
+
+def config(**changes: Any) -> dqn.Config:
+    settled = {"replay_capacity": 80_000, "steps": 1_000_000, "warm_up_steps": 10_000, "num_envs": 8}
+    return preset(dqn.TRAINER, "fast", **{**settled, **changes})  # type: ignore[no-any-return]
+
+
+def parts(of: list[planning.Part]) -> dict[str, float]:
+    return {part.name: part.amount for part in of}
+
+
+def test_a_plan_is_worked_out_from_what_was_tried() -> None:
+    found = planning.plan(config(), TRIED, AVAILABLE)
+
+    assert parts(found.memory) == {
+        "replay": ring_bytes(SHAPE, 10_000),
+        "trainer": 300_000_000,
+        "evaluation": 200_000_000,
+    }
+    assert parts(found.time) == {"start and end": 5.0, "warm-up": 2.0, "learning": 990_000 / 250}
+    # Two checkpoints ten minutes apart, the older of which needs what the ring has lost since.
+    between = int(600 * 1_000_000 / found.time_s)
+    kept = 80_000 - 8 * (10_000 - (10_000 - planning.guard_steps())) + between
+    assert parts(found.disk) == {
+        "checkpoints": 40_000_000,
+        "the best weights": 18_000_000,
+        "metrics": 200 * 500.0,
+        "saved replays": kept * 7_136,
+    }
+    assert found.fits
+    assert found.replay_capacity == 80_000
+
+
+def test_what_does_not_fit_is_told_with_what_does() -> None:
+    found = planning.plan(config(replay_capacity=5_000_000), TRIED, AVAILABLE)
+
+    assert not found.fits
+    assert found.most_capacity is not None
+    assert planning.plan(config(replay_capacity=found.most_capacity), TRIED, AVAILABLE).fits
+    assert not planning.plan(config(replay_capacity=found.most_capacity + 8), TRIED, AVAILABLE).fits
+    assert plan.lines_of(found)[-1].endswith(f"--replay-capacity {found.most_capacity}")
+
+
+def test_an_automatic_capacity_leaves_what_the_rest_takes() -> None:
+    found = planning.plan(config(replay_capacity="auto"), TRIED, 8_000_000_000)
+
+    assert found.replay_capacity is not None
+    assert found.memory_bytes < 8_000_000_000 - 3_900_000_000
+    assert found.replay_capacity > 480_000
+
+
+def test_short_runs_have_what_they_come_to() -> None:
+    found = planning.plan(config(steps=5_000, evaluate_every_steps=0, checkpoint_replay=False), TRIED, AVAILABLE)
+
+    assert parts(found.time) == {"start and end": 5.0, "warm-up": 1.0, "learning": 0.0}
+    assert parts(found.disk) == {"checkpoints": 20_000_000, "metrics": 500.0}
+
+
+def test_priorities_are_counted() -> None:
+    with_them = planning.plan(config(prioritised=True), TRIED, AVAILABLE)
+
+    assert parts(with_them.memory)["priorities"] == 2 * 8 * 2**17
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "dqm"], "--algo: 'dqm' is unknown; did you mean 'dqn'?"),
+        (["--algo", "dqn", "--seconds", "0"], r"--seconds 0.0 is outside \(0, 3600\]"),
+        (["--algo", "dqn", "--seeds", "0-3"], "plan: is of one new run"),
+        (["--algo", "dqn", "--env", "Nothing-v0"], "'Nothing-v0' is neither an Atari game nor an env of Gymnasium"),
+    ],
+)
+def test_wrong_questions_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        plan.main(arguments)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: dict[str, Any] = {
+        **TINY_PONG,
+        "steps": 6_000,
+        "replay_capacity": 40_000,
+        "warm_up_steps": 3_000,
+        "log_every_steps": 250,
+        "tensorboard": True,
+        "runs": tmp_path,
+    }
+    wanted = preset(dqn.TRAINER, "fast", **asked, name="real")
+    flags = [
+        f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
+        for name, value in asked.items()
+    ]
+    output = tmp_path / "plan.json"
+    for attempt in range(3):  # a machine that others use too has no steady speed
+        with pytest.raises(SystemExit, match="0"):
+            plan.main(["--algo", "dqn", "--preset", "fast", *flags, "--seconds", "2", "--output", str(output)])
+        assert "it fits" in capsys.readouterr().out
+        found = json.loads(output.read_text())
+        began = time.perf_counter()
+        with ChildRun(dqn.TRAINER, dataclasses.replace(wanted, name=f"real{attempt}")) as child:
+            peak = trial.PeakMemory(child.process.pid)
+            while child.process.poll() is None:
+                time.sleep(0.05)
+                peak.look()
+        took_s = time.perf_counter() - began
+        assert child.process.returncode == 0
+
+        planned = {name: sum(part["amount"] for part in found[name]) for name in ("memory", "disk", "time")}
+        on_disk = sum(path.stat().st_size for path in child.path.rglob("*") if path.is_file())
+        memory = planned["memory"] / peak.own_bytes
+        print(
+            f"planned / real: memory {memory:.3f}, disk {planned['disk'] / on_disk:.3f}, "
+            f"time {planned['time'] / took_s:.2f}"
+        )
+        assert memory == pytest.approx(1, abs=0.05)
+        assert planned["disk"] / on_disk == pytest.approx(1, abs=0.05)
+        if planned["time"] / took_s == pytest.approx(1, abs=0.25):
+            return
+    pytest.fail(f"the time was planned as {planned['time']:.1f} s and was {took_s:.1f} s")
+
+
+def test_workers_of_other_processes_are_counted(tmp_path: Path) -> None:
+    wanted = preset(a3c.TRAINER, "classic", workers=2, sync=False, runs=tmp_path, evaluate_every_steps=0)
+    found = trial.try_out(a3c.TRAINER, wanted, 1.0)
+
+    assert found.replay_shape is None
+    assert found.workers_bytes > 50_000_000
+    assert found.warm_up_steps_per_s is None
+    assert not list(tmp_path.iterdir())
+    assert "its other processes" in parts(planning.plan(wanted, found, AVAILABLE).memory)
