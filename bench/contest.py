@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from calibration import calibration_s
+
 _Made = TypeVar("_Made")
 
 
@@ -25,6 +27,7 @@ class Contest:
         self.work_per_round = work_per_round
         self.limit = limit  # the contestant that is no peer but what the machine or the engine allows
         self.seconds: dict[str, list[float]] = {}
+        self.calibration_seconds: list[float] = []  # of a fixed piece of work, in the same rounds
         self.missing: list[str] = []  # peers that could not run, and why
         self.notes: list[str] = []  # what else was seen, printed below the table
 
@@ -48,6 +51,7 @@ class Contest:
             self.seconds.setdefault(name, []).append(said if isinstance(said, float) else took)
 
         def others_first() -> None:
+            self.calibration_seconds.append(calibration_s())
             for name, task in others.items():
                 timed(name, task)
 
@@ -57,6 +61,7 @@ class Contest:
         self._benchmark.pedantic(timed_ours, setup=others_first, rounds=rounds, warmup_rounds=int(rounds > 1))
         for name in list(self.seconds):  # the warm-up is not counted
             self.seconds[name] = self.seconds[name][-rounds:]
+        self.calibration_seconds = self.calibration_seconds[-rounds:]
         self._benchmark.extra_info.update(
             {
                 "unit": self.unit,
@@ -65,6 +70,9 @@ class Contest:
                 "limit": self.limit,
                 "missing": self.missing,
                 "notes": self.notes,
+                # Seconds of each round, for bench/compare.py.
+                "seconds": self.seconds["fastrl"],
+                "calibration_seconds": self.calibration_seconds,
             }
         )
 
