@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
 from fastrl._command import run
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.files import write_private
-from fastrl.engine.games import nearest
-from fastrl.runs import command_line
-from fastrl.runs.command_line import Trainer
 from fastrl.runs.planning import Part, Plan, plan
 from fastrl.runs.trial import TrialFailed, try_out
 
-ALGORITHMS = ("dqn", "a3c", "async_q", "ddpg")
 FORMAT = 1
 _DOES_NOT_FIT = 3
 
@@ -72,16 +68,6 @@ def lines_of(found: Plan) -> list[str]:
     return lines
 
 
-def trainer_of(algorithm: str) -> Trainer:
-    """By its name."""
-    if algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"--algo: '{algorithm}' is unknown{nearest(algorithm, list(ALGORITHMS))}; known: {', '.join(ALGORITHMS)}"
-        )
-    found: Trainer = importlib.import_module(f"fastrl.{algorithm}").TRAINER
-    return found
-
-
 def run_command(arguments: Sequence[str]) -> int:
     """Try, work out, tell; returns the exit code."""
     own = argparse.ArgumentParser(
@@ -97,9 +83,7 @@ def run_command(arguments: Sequence[str]) -> int:
     if not 0 < flags.seconds <= 3600:
         raise ValueError(f"--seconds {flags.seconds} is outside (0, 3600]")
     trainer = trainer_of(flags.algo)
-    config, others = command_line.parse(trainer, rest)
-    if others.resume or others.resume_without_replay or others.seeds is not None or others.verify_resume is not None:
-        raise ValueError("plan: is of one new run; leave out --resume, --seeds and --verify-resume")
+    config = new_run(trainer, rest)
     print(
         f"{trainer.algorithm}, preset {config.preset}, {config.env}, {config.steps:,} steps: trying it for "
         f"{flags.seconds:g} s with a small replay ...",

@@ -1,10 +1,13 @@
-"""Where the microseconds of stepping Atari games go on this machine, and which threads and envs are fastest."""
+"""Where the time of games, or of a training, goes on this machine, and which threads and envs are fastest."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
 from fastrl._command import run
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
@@ -70,25 +73,64 @@ def show(arguments: argparse.Namespace) -> None:
     print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
 
 
-def main() -> None:
-    """The command."""
+def profile_pool(arguments: list[str]) -> None:
+    """Stepping games alone."""
     parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__)
+    parser.add_argument("--algo", help=f"profile a training of {', '.join(ALGORITHMS)}; its own --help has the options")
     parser.add_argument("--env", default="BreakoutNoFrameskip-v4", help="which game (default: %(default)s)")
     parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which rules (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="steps of one env to look into (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each pool that is tried (default: %(default)s)")
     parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16, 64], help="pool sizes to try")
-    arguments = parser.parse_args()
-    for name, value, most in (
-        ("--steps", arguments.steps, 10_000_000),
-        ("--seconds", arguments.seconds, 3600),
-        *(("--envs", envs, 65_536) for envs in arguments.envs),
-    ):
-        if not 0 < value <= most:
-            sys.exit(f"fastrl profile: {name} {value} is outside (0, {most:,}]")
+    asked = parser.parse_args(arguments)
+    require("--steps", asked.steps, 10_000_000)
+    require("--seconds", asked.seconds, 3600)
+    for envs in asked.envs:
+        require("--envs", envs, 65_536)
+    show(asked)
+
+
+def profile_algorithm(arguments: list[str]) -> None:
+    """A training, with the trainer's own options."""
+    from fastrl._training_profile import profile_training
+
+    parser = argparse.ArgumentParser(
+        prog="fastrl profile",
+        description=f"{__doc__} Every option of the trainer may follow: --algo dqn --env ... --preset nature",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each stage alone (default: %(default)s)")
+    parser.add_argument("--together-seconds", type=float, default=60.0, help="for all at once (default: %(default)s)")
+    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="do not look for the fastest threads")
+    parser.add_argument("--sweep-envs", type=int, nargs="+", default=[], help="numbers of envs to try as well")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the fastest settings for --tuned")
+    options, rest = parser.parse_known_args(arguments)
+    require("--seconds", options.seconds, 3600)
+    require("--together-seconds", options.together_seconds, 3600)
+    for envs in options.sweep_envs:
+        require("--sweep-envs", envs, 65_536)
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        raise ValueError(f"--output: {options.output} is to be a file in a folder that is there")
+    trainer = trainer_of(options.algo)
+    profile_training(trainer, new_run(trainer, rest), options)
+
+
+def require(name: str, value: float, most: float) -> None:
+    """Raise unless it is in (0, most]."""
+    if not 0 < value <= most:
+        raise ValueError(f"{name} {value} is outside (0, {most:,}]")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        show(arguments)
-    except (ValueError, OSError, MemoryError) as error:
+        trains = any(argument.partition("=")[0] == "--algo" for argument in arguments)
+        (profile_algorithm if trains else profile_pool)(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
         sys.exit(f"fastrl profile: {error}")
 
 

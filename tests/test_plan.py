@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import time
@@ -9,30 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_trial import SHAPE, TRIED
 from tiny_training import TINY_PONG, preset
 
 from fastrl import a3c, dqn, plan
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs import planning, trial
 from fastrl.runs.child_run import ChildRun
-from fastrl.runs.trial import Trial
 
-SHAPE = {"lanes": 8, "slots": 512, "stack": 4, "obs_bytes": 7056, "action_bytes": 8}
-SMALL_RING = ring_bytes(SHAPE, 512)
-TRIED = Trial(
-    start_s=5.0,
-    warm_up_steps_per_s=5_000.0,
-    steps_per_s=250.0,
-    trainer_bytes=300_000_000 + SMALL_RING,
-    replay_bytes=SMALL_RING,
-    workers_bytes=0,
-    evaluation_bytes=200_000_000,
-    replay_shape=SHAPE,
-    saved_slot_bytes=7_136,
-    checkpoint_bytes=20_000_000,
-    weights_bytes=18_000_000,
-    row_bytes=500.0,
-)
 AVAILABLE = 20_000_000_000
 
 
@@ -103,7 +88,7 @@ def test_priorities_are_counted() -> None:
     [
         (["--algo", "dqm"], "--algo: 'dqm' is unknown; did you mean 'dqn'?"),
         (["--algo", "dqn", "--seconds", "0"], r"--seconds 0.0 is outside \(0, 3600\]"),
-        (["--algo", "dqn", "--seeds", "0-3"], "plan: is of one new run"),
+        (["--algo", "dqn", "--seeds", "0-3"], "one new run is looked at here"),
         (["--algo", "dqn", "--env", "Nothing-v0"], "'Nothing-v0' is neither an Atari game nor an env of Gymnasium"),
     ],
 )
@@ -145,6 +130,8 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
                 peak.look()
         took_s = time.perf_counter() - began
         assert child.process.returncode == 0
+        # That a run says where its time goes costs less than a hundredth of it.
+        assert max(column(child.path / "metrics.csv", "stamps_share")) < 0.01
 
         planned = {name: sum(part["amount"] for part in found[name]) for name in ("memory", "disk", "time")}
         on_disk = sum(path.stat().st_size for path in child.path.rglob("*") if path.is_file())
@@ -158,6 +145,11 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
         if planned["time"] / took_s == pytest.approx(1, abs=0.25):
             return
     pytest.fail(f"the time was planned as {planned['time']:.1f} s and was {took_s:.1f} s")
+
+
+def column(path: Path, name: str) -> list[float]:
+    with open(path, newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
 
 
 def test_workers_of_other_processes_are_counted(tmp_path: Path) -> None:

@@ -45,21 +45,14 @@ def test_each_moment_is_charged_to_the_innermost_stage(time: Time) -> None:
     assert times.seconds == {"learn": 10, "sample": 8, "act": 1}
     assert times.counts == {"learn": 1, "sample": 2, "act": 1}
     assert times.shares == pytest.approx({"learn": 0.5, "sample": 0.4, "act": 0.05, "other": 0.05})
-    assert times.limiting == "learn"
 
 
-def test_marks_and_a_stage_inside_itself(time: Time) -> None:
+def test_a_stage_inside_itself(time: Time) -> None:
     clock = StageClock()
-    clock.start("act")
-    time.passes(1)
-    clock.start("learn")
-    time.passes(2)
-    clock.stop()
-    time.passes(4)
     with clock("act"), clock("act"):
         time.passes(8)
 
-    assert clock.take().seconds == {"act": 9, "learn": 2}
+    assert clock.take().seconds == {"act": 8}
 
 
 def test_an_interval_that_ends_within_a_stage_is_split_there(time: Time) -> None:
@@ -92,7 +85,7 @@ def test_a_stage_that_fails_is_charged_and_left(time: Time) -> None:
 def test_nothing_yet(time: Time) -> None:
     times = StageClock().take()
 
-    assert (times.shares, times.limiting, times.own_share) == ({}, None, 0)
+    assert (times.shares, times.own_share) == ({}, 0)
 
 
 def test_a_stamp_is_cheap_and_the_clock_knows_its_own_share(time: Time) -> None:
@@ -101,7 +94,5 @@ def test_a_stamp_is_cheap_and_the_clock_knows_its_own_share(time: Time) -> None:
         with clock("act"):
             time.passes(0.001)
 
-    assert clock.own_share() == pytest.approx(200 * stamp_cost_ns() / 1e8)
     assert clock.take().own_share == pytest.approx(200 * stamp_cost_ns() / 1e8)
-    assert clock.own_share() == pytest.approx(200 * stamp_cost_ns() / 1e8)  # of all time, also after a take
     assert stamp_cost_ns() < 5000  # under 1 us where nothing else runs; 250 ns on the machine it was written on

@@ -15,6 +15,7 @@ from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
 from fastrl.runs.side_by_side import is_said, run_seeds
 from fastrl.runs.traps import NonFiniteLoss
+from fastrl.runs.tuned import with_tuned
 from fastrl.runs.workers import WorkerFailed
 
 Presets = dict[str, dict[str, Any]]
@@ -79,6 +80,7 @@ def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = ", ".join(trainer.presets)
     parser.add_argument("--preset", help=f"{names} (default: {trainer.default_preset(None)} for Atari games)")
+    parser.add_argument("--tuned", type=Path, metavar="FILE", help="threads as `fastrl profile` found them fastest")
     parser.add_argument("--resume", type=Path, help="go on with the run in this directory; more --steps extend it")
     parser.add_argument("--resume-without-replay", type=Path, help="the same from a checkpoint that has no replay")
     parser.add_argument("--accept-changed-bits", action="store_true", help="resume under other versions")
@@ -110,6 +112,8 @@ def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Nam
     if resumed is not None:
         if flags.preset is not None:
             raise ValueError("resume: the preset is stored with the run; leave out --preset")
+        if flags.tuned is not None:
+            raise ValueError("resume: threads are stored with the run; leave out --tuned")
         run = RunDir.open(resumed)
         if run.algorithm != trainer.algorithm:
             raise NotARun(
@@ -122,6 +126,8 @@ def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Nam
         env.add_argument("--env")
         named = env.parse_known_args(rest)[0].env
         default = with_preset(trainer, flags.preset or trainer.default_preset(named))
+        if flags.tuned is not None:
+            default = with_tuned(default, flags.tuned, trainer.algorithm)
     description = (
         f"{(sys.modules[trainer.config_class.__module__].__doc__ or '').splitlines()[0]}\n\n"
         "Beside the options below (defaults are those of the chosen preset):\n" + own.format_help().split(":", 2)[-1]

@@ -333,6 +333,7 @@ class Session:
             "steps_per_s": (self.steps - self._logged_steps) / span,
             "updates_per_s": (self.updates - self._logged_updates) / span,
             **{f"share/{name}": share for name, share in times.shares.items()},
+            "stamps_share": times.own_share,
         }
         self._logged_s, self._logged_steps, self._logged_updates = now, self.steps, self.updates
         self.metrics.write(row)

@@ -28,11 +28,6 @@ class StageTimes:
         shares = {name: seconds / self.wall_s for name, seconds in self.seconds.items()}
         return {**shares, "other": max(0.0, 1 - sum(shares.values()))}
 
-    @property
-    def limiting(self) -> str | None:
-        """The stage that took the most time: making it faster gains the most."""
-        return max(self.seconds, key=self.seconds.__getitem__, default=None)
-
 
 class _Stage:
     """What ``with clock(name)`` enters: kept, so that a stamp makes no object."""
@@ -74,16 +69,15 @@ class StageClock:
         ...         actions = act()
         ...     with clock("learn"):
         ...         learn()
-        >>> clock.take().limiting
-        'learn'
+        >>> clock.take().shares
+        {'act': 0.1, 'learn': 0.85, 'other': 0.05}
     """
 
     def __init__(self) -> None:
         self._stages: dict[str, _Stage] = {}
         self._outer: list[_Stage] = []
-        self._running = self._idle = _Stage(self)
-        self._mark = self._began = self._taken = _now()
-        self._stamps = 0  # before the last take
+        self._running = _Stage(self)
+        self._mark = self._taken = _now()
 
     def __call__(self, name: str) -> _Stage:
         """A context that is charged to ``name``."""
@@ -92,42 +86,21 @@ class StageClock:
             stage = self._stages[name] = _Stage(self)
         return stage
 
-    def start(self, name: str) -> None:
-        """Charge what follows to ``name``, until the next ``start`` or ``stop``: where blocks would not read well."""
-        now = _now()
-        self._running.ns += now - self._mark
-        self._running, self._mark = self(name), now
-        self._running.count += 1
-
-    def stop(self) -> None:
-        """End what ``start`` began."""
-        now = _now()
-        self._running.ns += now - self._mark
-        self._running, self._mark = self._idle, now
-
     def take(self) -> StageTimes:
         """The times since the last call; a stage under way is charged up to now and goes on."""
         now = _now()
         self._running.ns += now - self._mark
         wall_ns, self._mark, self._taken = now - self._taken, now, now
-        stamps = self._stamps_since_take()
+        stamps = 2 * sum(stage.count for stage in self._stages.values())
         times = StageTimes(
             wall_s=wall_ns / 1e9,
             seconds={name: stage.ns / 1e9 for name, stage in self._stages.items()},
             counts={name: stage.count for name, stage in self._stages.items()},
             own_share=stamps * stamp_cost_ns() / wall_ns if wall_ns else 0.0,
         )
-        self._stamps += stamps
         for stage in self._stages.values():
             stage.ns = stage.count = 0
         return times
-
-    def own_share(self) -> float:
-        """Share of all wall time so far that the clock itself took; under 0.01 where stages take 100 us or more."""
-        return (self._stamps + self._stamps_since_take()) * stamp_cost_ns() / max(1, _now() - self._began)
-
-    def _stamps_since_take(self) -> int:
-        return 2 * sum(stage.count for stage in self._stages.values())  # a block has two; a mark one, counted as two
 
 
 @functools.cache

@@ -47,6 +47,9 @@ class Trial:
     start_s: float  # until the first row, and from the last one to its end
     warm_up_steps_per_s: float | None  # before the first update; None: there was no such phase
     steps_per_s: float  # while learning
+    updates_per_s: float  # meanwhile
+    frames_per_step: float
+    shares: dict[str, float]  # of the trainer's wall time, by stage, meanwhile
     trainer_bytes: int  # the most memory that its process took
     replay_bytes: int  # of them, the small replay's
     workers_bytes: int  # that its other processes took together
@@ -178,10 +181,14 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     checkpoint_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*"))
     logged = [path / "metrics.csv", *(path / "tensorboard").glob("*")]
     warm_up = [row for row in rows if not int(row["updates"])]
+    settled = learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]
     return Trial(
         start_s=lived_s - (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"])),
         warm_up_steps_per_s=_rate(warm_up) if len(warm_up) > 1 else None,
-        steps_per_s=_rate(learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]),
+        steps_per_s=_rate(settled),
+        updates_per_s=_rate(settled, "updates"),
+        frames_per_step=int(rows[-1]["frames"]) / int(rows[-1]["steps"]),
+        shares=_shares(settled),
         trainer_bytes=peak.own_bytes,
         replay_bytes=0 if manifest is None else ring_bytes(manifest["shape"], manifest["shape"]["slots"]),
         workers_bytes=peak.descendants_bytes,
@@ -222,7 +229,12 @@ def _rows(run: Path) -> Iterator[dict[str, str]]:
                 yield row
 
 
-def _rate(rows: list[dict[str, str]]) -> float:
+def _rate(rows: list[dict[str, str]], of: str = "steps") -> float:
     """Steps a second from the first of these rows to the last."""
-    steps = int(rows[-1]["steps"]) - int(rows[0]["steps"])
-    return steps / (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"]))
+    return (int(rows[-1][of]) - int(rows[0][of])) / (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"]))
+
+
+def _shares(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Means of the stages' shares; rows are equally many steps apart."""
+    names = [name for name in rows[0] if name.startswith("share/")]
+    return {name.removeprefix("share/"): sum(float(row[name] or 0) for row in rows) / len(rows) for name in names}

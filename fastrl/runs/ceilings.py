@@ -1,0 +1,83 @@
+"""What each part of a training could do if it were alone, in steps a second."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.engine.replay import Replay
+from fastrl.runs.metrics import MetricsLog
+
+_REPEATS = 5
+_LOGGED_NUMBERS = 30  # in a row of metrics.csv
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part, as something that can be done again and again.
+
+    Attributes:
+        name: of it.
+        does: what it is, for people.
+        task: does it once.
+        steps: that doing it once is for.
+    """
+
+    name: str
+    does: str
+    task: Callable[[], object]
+    steps: float
+
+
+def ceiling(stage: Stage, seconds: float) -> float:
+    """Steps a second if nothing else were to be done: a median over repeats that take so many seconds in all."""
+    stage.task()
+    rates = []
+    for _ in range(_REPEATS):
+        began, done = time.perf_counter(), 0
+        while (took := time.perf_counter() - began) < seconds / _REPEATS or not done:
+            stage.task()
+            done += 1
+        rates.append(done * stage.steps / took)
+    return statistics.median(rates)
+
+
+def recording(replay: Replay) -> Stage:
+    """Writing into a replay like this one, from Python; a pool's threads write their frames where they are made."""
+    other = Replay(
+        1024 * replay.lanes, replay.lanes, replay.obs_shape, replay.obs_dtype, replay.stack, padding=replay.padding
+    )
+    writer = other.writer(0)
+    obs = np.zeros(replay.obs_shape, replay.obs_dtype)
+    writer.start(obs)
+
+    def write() -> None:
+        writer.append(0, 0.0, obs, False, False)
+
+    return Stage("record", "a frame and its step into the replay, with a copy, by one thread", write, 1)
+
+
+def logging(folder: Path, every_steps: int, tensorboard: bool) -> Stage:
+    """Writing rows of the log into ``folder``."""
+    log = MetricsLog(folder / "metrics.csv", folder / "tensorboard" if tensorboard else None)
+    values = {f"number {i}": i / 7 for i in range(_LOGGED_NUMBERS)}
+    written = iter(range(10**9))
+
+    def write() -> None:
+        count = next(written)
+        log.write({"frames": 4 * count, "steps": count, "updates": count, "wall_s": float(count), **values})
+
+    return Stage("log", f"a row of metrics every {every_steps:,} steps", write, every_steps)
+
+
+def random_actions(envs: Any, rng: np.random.Generator) -> Any:
+    """For recorded envs, of either kind of action."""
+    if envs.num_actions:
+        return rng.integers(envs.num_actions, size=envs.num_envs)
+    return rng.uniform(-1, 1, (envs.num_envs, *envs.action_space.shape)).astype(np.float32)

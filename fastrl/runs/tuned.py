@@ -1,0 +1,42 @@
+"""Settings that were found to be fastest on a machine: ``fastrl profile`` writes them, ``--tuned`` takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from fastrl.engine.files import DamagedFile, read_json, write_json
+
+FORMAT = 1
+# What may be in such a file. The first two change the speed (and torch's bits) only, the others also how a run learns.
+SETTINGS = ("threads", "torch_threads", "num_envs", "workers", "envs_per_worker")
+
+
+def write_tuned(path: Path, algorithm: str, env: str, machine: dict[str, Any], settings: dict[str, int]) -> None:
+    """Keep settings."""
+    content = {"format": FORMAT, "algorithm": algorithm, "env": env, "machine": machine, "settings": settings}
+    write_json(path, content)
+
+
+def with_tuned(config: Any, path: Path, algorithm: str) -> Any:
+    """``config`` with the settings of a file.
+
+    Raises:
+        ValueError: there is none, or it is for another algorithm.
+    """
+    try:
+        found = read_json(path)
+    except DamagedFile as error:
+        raise ValueError(f"tuned: {error}; fastrl profile --algo {algorithm} --output {path} writes one") from None
+    if found.get("format") != FORMAT or found.get("algorithm") != algorithm:
+        raise ValueError(
+            f"tuned: {path} is for {found.get('algorithm')!r} (format {found.get('format')!r}), this is {algorithm!r} "
+            f"(format {FORMAT}); fastrl profile --algo {algorithm} --output {path} writes one that fits"
+        )
+    settings = found.get("settings")
+    names = {field.name for field in dataclasses.fields(config)} & set(SETTINGS)
+    if not isinstance(settings, dict) or not set(settings) <= names:
+        raise ValueError(f"tuned: {path} has settings {json.dumps(settings)[:200]}; {algorithm} takes {sorted(names)}")
+    return dataclasses.replace(config, **settings)
