@@ -19,38 +19,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from full_replay import FRAMES, frames, full
 from gymnasium import spaces
 
 import fastrl
 from fastrl.engine import native
 from fastrl.engine.budget import available_memory_bytes
 
-FRAMES = 4096  # different ones, used again and again
 FRAME_BYTES = 84 * 84
 RUN = 5  # frames that a transition of stacks of four touches
 
 
-def frames() -> np.ndarray:
-    found = np.random.default_rng(0).integers(1, 256, (FRAMES, 84, 84), np.uint8)
-    found[:, 0, :4] = np.arange(FRAMES, dtype=np.uint32).view(np.uint8).reshape(FRAMES, 4)  # says which it is
-    return found
-
-
 def number_of(frame: np.ndarray) -> int:
     return int(np.ascontiguousarray(frame[0, :4]).view(np.uint32)[0])
-
-
-def full(capacity: int, lanes: int = 1) -> fastrl.Replay:
-    """A replay in which every slot was written; a frame says which step it is."""
-    made = fastrl.Replay(capacity, lanes)
-    shown = frames()
-    for lane in range(lanes):
-        with made.writer(lane) as writer:
-            writer.start(shown[0])
-            for step in range(1, capacity // lanes + 100):
-                frame = shown[step % FRAMES]
-                writer.append(step % 4, float(step % 7), frame, False, False)
-    return made
 
 
 def check_answer(made: fastrl.Replay, batch: int) -> None:
