@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from kept_results import read
 
+_KEPT = {"seconds", "calibration_seconds", "work_per_round"}
 _LEAST_CHANGE = 0.03
 _LEAST_ROUNDS = 3
 _RESAMPLES = 4000
@@ -44,12 +45,8 @@ class Change:
 
 
 def in_calibrations(contest: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """Logarithms of the rounds' times, in calibrations of the same rounds.
-
-    Raises:
-        KeyError: the file is older than calibrations.
-    """
-    seconds = np.array(contest["seconds"], np.float64)
+    """Logarithms of the times of a unit of work, round by round, in calibrations of the same rounds."""
+    seconds = np.array(contest["seconds"], np.float64) / contest["work_per_round"]
     return np.log(seconds) - np.log(np.array(contest["calibration_seconds"], np.float64))
 
 
@@ -71,7 +68,7 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[Change
             others.append(f"{name}: only in {'AFTER' if name in after else 'BEFORE'}")
             continue
         pair = before[name], after[name]
-        if any("calibration_seconds" not in one for one in pair):
+        if any(not set(one) >= _KEPT or len(one["seconds"]) != len(one["calibration_seconds"]) for one in pair):
             others.append(f"{name}: one of them is from before calibrations, whose rounds were not kept")
         elif any(len(one["seconds"]) < _LEAST_ROUNDS for one in pair):
             others.append(f"{name}: fewer than {_LEAST_ROUNDS} rounds say nothing about noise (--quick?)")

@@ -71,6 +71,7 @@ class Contest:
                 "missing": self.missing,
                 "notes": self.notes,
                 # Seconds of each round, for bench/compare.py.
+                "work_per_round": self.work_per_round,
                 "seconds": self.seconds["fastrl"],
                 "calibration_seconds": self.calibration_seconds,
             }

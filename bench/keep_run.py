@@ -1,4 +1,4 @@
-"""Keep what a run showed, small enough to commit: its configuration, thinned metrics, evaluations, and one evaluation.
+"""Keep what a run showed, small enough to commit: its configuration, thinned metrics, and evaluations.
 
     python bench/keep_run.py runs/NAME results/dqn-pong [EVALUATION.json ...]
 
@@ -33,14 +33,15 @@ def plain(value: Any) -> Any:
 def keep(run: Path, folder: Path, evaluations: list[Path]) -> Path:
     """Copy it; returns where to."""
     to = folder / run.name
+    description = plain(RunDir.open(run).description)
+    contents = {path.name: plain(json.loads(path.read_text())) for path in evaluations}
     to.mkdir(parents=True)
-    (to / "config.json").write_text(json.dumps(plain(RunDir.open(run).description), indent=1) + "\n")
+    for name, content in {**contents, "config.json": description}.items():
+        (to / name).write_text(json.dumps(content, indent=1) + "\n")
     shutil.copyfile(run / "metrics.csv", to / "metrics.csv")
     thin_metrics(to / "metrics.csv", rows=_ROWS)
     if (run / "evaluations.csv").exists():
         shutil.copyfile(run / "evaluations.csv", to / "evaluations.csv")
-    for path in evaluations:
-        (to / path.name).write_text(json.dumps(plain(json.loads(path.read_text())), indent=1) + "\n")
     return to
 
 

@@ -24,9 +24,9 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    if isinstance(found, dict) and isinstance(found.get("contests"), dict):
+    if isinstance(found, dict) and {"machine", "datetime", "commit", "contests"} <= set(found):
         return found
-    if not isinstance(found, dict) or "benchmarks" not in found:
+    if not isinstance(found, dict) or not {"benchmarks", "machine_info", "datetime", "commit_info"} <= set(found):
         raise ValueError(f"{path}: holds neither kept results nor what --benchmark-json writes")
     machine = found["machine_info"]
     contests = {

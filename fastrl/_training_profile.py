@@ -21,7 +21,7 @@ from fastrl.runs.command_line import Trainer
 from fastrl.runs.opening import opened
 from fastrl.runs.options import resolved
 from fastrl.runs.run_dir import machine
-from fastrl.runs.trial import Trial, try_out
+from fastrl.runs.trial import Trial, TrialFailed, try_out
 from fastrl.runs.tuned import SETTINGS, write_tuned
 
 BAR_WIDTH = 30
@@ -69,17 +69,14 @@ def dqn_stages(config: Any) -> Iterator[list[Stage]]:
         batch = feed().tensors
         each = config.update_every_steps
         stages += [
-            Stage(
-                "act",
-                "the network on every env's stack",
-                lambda: dqn.act(envs, learner, 0.0, exploration),
-                envs.num_envs,
-            ),
+            Stage("act", "the network on every env's stack", act, envs.num_envs),
             Stage("sample", f"a batch of {config.batch}, brought to the learner", feed, each),
             learning(learner, batch, each),
         ]
-        yield stages
-        feeder.close()
+        try:
+            yield stages
+        finally:
+            feeder.close()
 
 
 @contextlib.contextmanager
@@ -146,8 +143,12 @@ def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, tuple[f
     """Of each stage, alone: steps a second, and what it is."""
     small = dataclasses.replace(config, **trainer.tried_as(config))
     found = {}
-    with tempfile.TemporaryDirectory(prefix="fastrl-profile-") as folder, _STAGES[trainer.algorithm](small) as stages:
-        for stage in [*stages, logging(Path(folder), config.log_every_steps, config.tensorboard)]:
+    with (
+        tempfile.TemporaryDirectory(prefix="fastrl-profile-") as folder,
+        logging(Path(folder), config.log_every_steps, config.tensorboard) as log,
+        _STAGES[trainer.algorithm](small) as stages,
+    ):
+        for stage in [*stages, log]:
             found[stage.name] = ceiling(stage, seconds), stage.does
     if is_atari(config.env):
         inside = stage_times(config.env, config.protocol, steps=500, repeats=1)
@@ -208,11 +209,17 @@ def profile_training(trainer: Trainer, config: Any, options: argparse.Namespace)
     print("settings, one after the other:")
     best: tuple[float, dict[str, int]] = (0.0, {})
     for settings in settings_to_try(config, options.sweep_envs):
-        speed = try_out(trainer, dataclasses.replace(config, **settings), options.together_seconds / 4).steps_per_s
-        best = max(best, (speed, settings), key=lambda one: one[0])
         words = "  ".join(f"{name} {value}" for name, value in settings.items())
+        try:
+            speed = try_out(trainer, dataclasses.replace(config, **settings), options.together_seconds / 4).steps_per_s
+        except (TrialFailed, ValueError) as error:
+            print(f"  {words:<50}    failed: {error}", flush=True)
+            continue
+        best = max(best, (speed, settings), key=lambda one: one[0])
         print(f"  {words:<50}{speed:>10,.0f} steps/s", flush=True)
     speed, settings = best
+    if not speed:
+        raise TrialFailed("none of these settings came to learning")
     print("fastest:", *(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()))
     if options.output is not None:
         assert set(settings) <= set(SETTINGS)

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from fastrl._algorithms import require_output
 from fastrl._command import run
 from fastrl.engine.files import write_private
 from fastrl.engine.games import find_game
@@ -113,8 +114,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     """Check, play, tell."""
     whole_number("--episodes", arguments.episodes, 1, 1_000_000)
     output: Path | None = arguments.output
-    if output is not None and (not output.parent.is_dir() or output.is_dir()):
-        raise ValueError(f"--output: {output} is to be a file in a folder that is there")
+    require_output(output)
     # Threads would change the order of sums, so which one of two actions of nearly equal value is the better one.
     torch.set_num_threads(1)
     chosen = find_subject(arguments, "evaluate")

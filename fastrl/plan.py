@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
+from fastrl._algorithms import ALGORITHMS, new_run, require_output, trainer_of
 from fastrl._command import run
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.files import write_private
@@ -82,6 +82,7 @@ def run_command(arguments: Sequence[str]) -> int:
     flags, rest = own.parse_known_args(arguments)
     if not 0 < flags.seconds <= 3600:
         raise ValueError(f"--seconds {flags.seconds} is outside (0, 3600]")
+    require_output(flags.output)
     trainer = trainer_of(flags.algo)
     config = new_run(trainer, rest)
     print(

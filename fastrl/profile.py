@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
+from fastrl._algorithms import ALGORITHMS, new_run, require_output, trainer_of
 from fastrl._command import run
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
@@ -75,7 +75,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 def profile_pool(arguments: list[str]) -> None:
     """Stepping games alone."""
-    parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="fastrl profile", description=__doc__, allow_abbrev=False)
     parser.add_argument("--algo", help=f"profile a training of {', '.join(ALGORITHMS)}; its own --help has the options")
     parser.add_argument("--env", default="BreakoutNoFrameskip-v4", help="which game (default: %(default)s)")
     parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="which rules (default: %(default)s)")
@@ -110,8 +110,9 @@ def profile_algorithm(arguments: list[str]) -> None:
     require("--together-seconds", options.together_seconds, 3600)
     for envs in options.sweep_envs:
         require("--sweep-envs", envs, 65_536)
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise ValueError(f"--output: {options.output} is to be a file in a folder that is there")
+    require_output(options.output)
+    if not options.sweep and (options.output is not None or options.sweep_envs):
+        raise ValueError("--no-sweep: nothing is found then that --output could keep; leave out one of them")
     trainer = trainer_of(options.algo)
     profile_training(trainer, new_run(trainer, rest), options)
 

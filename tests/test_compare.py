@@ -19,6 +19,7 @@ def contest(seconds: float, calibration_s: float, seed: int, rounds: int = 9) ->
     return {
         "seconds": (seconds * drift * noise).tolist(),
         "calibration_seconds": (calibration_s * drift).tolist(),
+        "work_per_round": 1000,
         "speed": {"fastrl": 1 / seconds},
     }
 
@@ -62,7 +63,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "0 compared" in said
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', None])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"contests": {}}', '{"benchmarks": []}', None])
 def test_files_of_another_kind_are_refused(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:

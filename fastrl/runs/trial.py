@@ -24,7 +24,7 @@ from fastrl.runs.child_run import ChildRun
 from fastrl.runs.command_line import Trainer
 
 _POLL_S = 0.1
-_START_WITHIN_S = 300.0
+_START_WITHIN_S, _ROWS_WITHIN_S, _END_WITHIN_S = 200.0, 600.0, 60.0
 # A row of metrics.csv takes a millisecond or two.
 _LOG_EVERY_STEPS, _LOG_EVERY_STEPS_ON_GPU = 250, 2_500
 # The first rows of a phase also have what is done once, such as torch's choice of its convolutions.
@@ -131,6 +131,8 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
         config: the run that is planned.
         seconds: of learning; the warm-up before it is shortened.
     """
+    every = _LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS
+    was_there = config.runs.exists()
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=config.runs))
     try:
@@ -139,14 +141,19 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
             **trainer.tried_as(config),
             runs=folder,
             name="trial",
-            log_every_steps=_LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS,
+            log_every_steps=max(1, min(every, config.steps // 20)),
             checkpoint_every_minutes=0.0,
+            checkpoint_replay=True,  # which tells its shape
+            histograms=False,
             checkpoint_every_steps=None,
             evaluate_every_steps=0,
         )
         return _measured(trainer, tried, seconds, evaluates=config.evaluate_every_steps > 0)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not was_there:
+            with contextlib.suppress(OSError):  # somebody else's runs are there by now
+                config.runs.rmdir()
 
 
 def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool) -> Trial:
@@ -155,26 +162,35 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     began = time.perf_counter()
     with open(said, "wb") as output, ChildRun(trainer, config, output=output) as child:
         process, peak = child.process, PeakMemory(child.process.pid)
-        learning_s: float | None = None  # since when
+        learning_s = told_s = math.inf  # when it began to learn, and was told to end
         while process.poll() is None:
             time.sleep(_POLL_S)
             peak.look()
             now = time.perf_counter()
             updated = sum(int(row["updates"]) > 0 for row in _rows(path))
-            if learning_s is None:
-                learning_s = now if updated else None
-                if now - began > _START_WITHIN_S:
-                    break
-            elif now - learning_s > seconds and updated >= _LEAST_ROWS:
-                process.send_signal(signal.SIGTERM)
-                learning_s = math.inf  # it saves, and ends
+            if updated and learning_s == math.inf:
+                learning_s = now
+            if learning_s == math.inf and now - began > _START_WITHIN_S:
+                raise TrialFailed(f"the trial made no update within {_START_WITHIN_S:.0f} s; is the machine busy?")
+            if now - told_s > _END_WITHIN_S:
+                raise TrialFailed(f"the trial was told to end and did not within {_END_WITHIN_S:.0f} s")
+            enough = updated >= _LEAST_ROWS or (updated >= 2 and now - learning_s > 10 * seconds)
+            if told_s == math.inf and now - learning_s > seconds and enough:
+                process.send_signal(signal.SIGTERM)  # it saves, and ends
+                told_s = now
+            elif told_s == math.inf and now - learning_s > _ROWS_WITHIN_S:
+                few = 2 * config.log_every_steps
+                raise TrialFailed(f"the trial made fewer than {few} steps in {_ROWS_WITHIN_S:.0f} s of learning")
         lived_s = time.perf_counter() - began
     rows = list(_rows(path))
     learning = [row for row in rows if int(row["updates"])]
     store = CheckpointStore(path / "checkpoints")
-    if process.returncode not in (0, _TERMINATED) or len(learning) < 2 or not store.steps_saved():
+    # One that had come to its end just then dies of the signal, its work done.
+    if process.returncode not in (0, _TERMINATED, -signal.SIGTERM) or not store.steps_saved():
         words = said.read_text(errors="replace").strip().splitlines()
         raise TrialFailed(f"the trial ended with exit code {process.returncode}: {words[-1] if words else 'no word'}")
+    if len(learning) < 2:
+        raise TrialFailed(f"{config.steps:,} steps are over before there is anything to measure; give more --steps")
     saved = read(store.path_of(store.steps_saved()[0]))
     manifest = read_manifest(store.replay_save(saved)) if saved.state["replay"] else None
     games_bytes = sum(t.numel() * t.element_size() for name, t in saved.tensors.items() if name.startswith("env."))
@@ -192,7 +208,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         trainer_bytes=peak.own_bytes,
         replay_bytes=0 if manifest is None else ring_bytes(manifest["shape"], manifest["shape"]["slots"]),
         workers_bytes=peak.descendants_bytes,
-        evaluation_bytes=evaluation_bytes(path) if evaluates else 0,
+        evaluation_bytes=evaluation_bytes(path, config) if evaluates else 0,
         replay_shape=manifest["shape"] if manifest else None,
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
@@ -201,10 +217,12 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     )
 
 
-def evaluation_bytes(run: Path) -> int:
-    """What a process takes that plays a game with the run's policy."""
+def evaluation_bytes(run: Path, config: Any) -> int:
+    """What a process takes that evaluates the run's policy."""
+    episodes, network = str(config.evaluation_episodes), str(getattr(config, "network", ""))
+    own = ["--network", network] if ":" in network else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastrl.evaluate", str(run), "--episodes", "1", "--threads", "1"],
+        [sys.executable, "-m", "fastrl.evaluate", str(run), "--episodes", episodes, "--threads", "1", *own],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -231,7 +249,8 @@ def _rows(run: Path) -> Iterator[dict[str, str]]:
 
 def _rate(rows: list[dict[str, str]], of: str = "steps") -> float:
     """Steps a second from the first of these rows to the last."""
-    return (int(rows[-1][of]) - int(rows[0][of])) / (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"]))
+    seconds = float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"])
+    return (int(rows[-1][of]) - int(rows[0][of])) / max(seconds, 1e-3)  # which they are rounded to
 
 
 def _shares(rows: list[dict[str, str]]) -> dict[str, float]:
