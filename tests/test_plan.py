@@ -127,7 +127,7 @@ def test_wrong_questions_are_refused(
 def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked: dict[str, Any] = {
         **TINY_PONG,
-        "steps": 6_000,
+        "steps": 4_500,
         "replay_capacity": 40_000,
         "warm_up_steps": 3_000,
         "log_every_steps": 250,
