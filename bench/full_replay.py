@@ -1,6 +1,11 @@
-"""A replay of frames in which every slot was written, for the benchmarks of sampling and of saving."""
+"""A replay of frames, full, and a process that writes on: for the benchmarks of the replay."""
 
 from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Any
 
 import numpy as np
 
@@ -26,3 +31,16 @@ def full(capacity: int, lanes: int = 1) -> fastrl.Replay:
                 frame = shown[step % FRAMES]
                 writer.append(step % 4, float(step % 7), frame, False, False)
     return made
+
+
+def write_at_pool_speed(handle: fastrl.ReplayHandle, lane: int, said: Any) -> None:
+    """A step every 250 us of computing, about what an emulator takes, and the frame into the ring."""
+    shown = frames()
+    with fastrl.Replay.attach(handle).writer(lane) as writer:
+        writer.start(shown[0])
+        said.send(os.getpid())
+        for step in itertools.count(1):
+            until = time.thread_time() + 250e-6  # of this process's own time on a core
+            while time.thread_time() < until:
+                pass
+            writer.append(step % 4, 0.0, shown[step % FRAMES], False, False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from full_replay import FRAMES, frames, full
+from full_replay import FRAMES, frames, full, write_at_pool_speed
 from gymnasium import spaces
 
 import fastrl
@@ -188,19 +188,6 @@ def test_learner_path_with_prefetch(contest: Any, batch: int, quick: bool) -> No
         match.notes.append(f"{name} {1e6 * statistics.median(seconds):.1f} us, 99 of 100 below {1e6 * worst:.1f} us")
 
 
-def write_at_pool_speed(handle: fastrl.ReplayHandle, lane: int, said: Any) -> None:
-    """A step every 250 us of computing, about what an emulator takes, and the frame into the ring."""
-    shown = frames()
-    with fastrl.Replay.attach(handle).writer(lane) as writer:
-        writer.start(shown[0])
-        said.send(os.getpid())
-        for step in itertools.count(1):
-            until = time.thread_time() + 250e-6  # of this process's own time on a core
-            while time.thread_time() < until:
-                pass
-            writer.append(step % 4, 0.0, shown[step % FRAMES], False, False)
-
-
 @pytest.mark.parametrize("writers", [1, 2, 4])
 def test_sample_speed_beside_writers(contest: Any, writers: int, quick: bool) -> None:
     """Sampling while writers run, as a share of its speed while they are stopped; and likewise what they keep."""
@@ -214,6 +201,7 @@ def test_sample_speed_beside_writers(contest: Any, writers: int, quick: bool) ->
     ]
     for process in processes:
         process.start()
+    there.close()  # so that a writer which dies is the end of the line, not a wait without one
     pids = [here.recv() for _ in processes]
     written: dict[str, list[float]] = {"alone": [], "beside": []}  # steps/s of all writers
 
