@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#000000")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.5, 1, 1.5)))  # once the colours are used up
 _GREY = "#666666"
+_CAPTION_POINTS, _LETTERS_AN_INCH = 8.5, 13
 
 _METRIC_WORDS = {
     "return_mean_100": "return (mean of the last 100 games)",
@@ -87,7 +89,8 @@ def draw_learning_curves(
             _draw_panel(panel, [g for g in groups if g.env == env], metric, x, statistic, convention)
         for panel in axes.flat[len(environments) :]:
             panel.remove()
-        figure.supxlabel(_caption(groups, statistic_name), fontsize=8.5, color=_GREY)
+        caption = textwrap.fill(_caption(groups, statistic_name), int(_LETTERS_AN_INCH * size[0]))
+        figure.supxlabel(caption, fontsize=_CAPTION_POINTS, color=_GREY)
         figure.savefig(path, dpi=150)
 
 
