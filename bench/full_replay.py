@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 import fastrl
 
@@ -31,6 +32,26 @@ def full(capacity: int, lanes: int = 1) -> fastrl.Replay:
                 frame = shown[step % FRAMES]
                 writer.append(step % 4, float(step % 7), frame, False, False)
     return made
+
+
+def sb3_buffer(size: int) -> tuple[Any, tuple[Any, ...]]:
+    """Stable-Baselines3's replay of stacks, full, and a step to add."""
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    buffer = ReplayBuffer(
+        size,
+        spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Discrete(4),
+        device="cpu",
+        n_envs=1,
+        optimize_memory_usage=True,
+        handle_timeout_termination=False,
+    )
+    stack = frames()[None, :4]
+    step = (stack, stack, np.array([0]), np.array([0.0]), np.array([False]), [{}])
+    for _ in range(size):
+        buffer.add(*step)
+    return buffer, step
 
 
 def write_at_pool_speed(handle: fastrl.ReplayHandle, lane: int, said: Any) -> None:

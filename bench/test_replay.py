@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from full_replay import FRAMES, frames, full, write_at_pool_speed
-from gymnasium import spaces
+from full_replay import FRAMES, frames, full, sb3_buffer, write_at_pool_speed
 
 import fastrl
 from fastrl.engine import native
@@ -67,22 +66,7 @@ def memcpy_limit(slots: int, batch: int) -> Callable[[], None]:
 
 
 def sb3(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
-    from stable_baselines3.common.buffers import ReplayBuffer
-
-    size = min(capacity, 20_000)  # it stores stacks: 28,224 bytes each
-    buffer = ReplayBuffer(
-        size,
-        spaces.Box(0, 255, (4, 84, 84), np.uint8),
-        spaces.Discrete(4),
-        device="cpu",
-        n_envs=1,
-        optimize_memory_usage=True,
-        handle_timeout_termination=False,
-    )
-    stack = frames()[None, :4]
-    step = (stack, stack, np.array([0]), np.array([0.0]), np.array([False]), [{}])
-    for _ in range(size):
-        buffer.add(*step)
+    buffer, step = sb3_buffer(min(capacity, 20_000))  # it stores stacks: 28,224 bytes each
     return lambda: buffer.add(*step), buffer.sample
 
 

@@ -22,7 +22,7 @@ from fastrl.runs.opening import opened
 from fastrl.runs.options import resolved
 from fastrl.runs.run_dir import machine
 from fastrl.runs.trial import Trial, TrialFailed, try_out
-from fastrl.runs.tuned import SETTINGS, write_tuned
+from fastrl.runs.tuned import write_tuned
 
 BAR_WIDTH = 30
 
@@ -222,6 +222,5 @@ def profile_training(trainer: Trainer, config: Any, options: argparse.Namespace)
         raise TrialFailed("none of these settings came to learning")
     print("fastest:", *(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()))
     if options.output is not None:
-        assert set(settings) <= set(SETTINGS)
         write_tuned(options.output, trainer.algorithm, config.env, machine(), settings)
         print(f"written: {options.output}; take it by --tuned {options.output}")

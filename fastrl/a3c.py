@@ -210,7 +210,7 @@ class Worker(AsyncWorker):
 
 RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
 train = RECIPE.train
-TRAINER = Trainer("a3c", Config, PRESETS, train, "paper", "classic")
+TRAINER = Trainer("a3c", Config, PRESETS, train, atari_preset="paper", other_preset="classic")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

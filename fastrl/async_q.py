@@ -290,7 +290,7 @@ class Worker(AsyncWorker):
 
 RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
 train = RECIPE.train
-TRAINER = Trainer("async_q", Config, PRESETS, train, "paper", "classic")
+TRAINER = Trainer("async_q", Config, PRESETS, train, atari_preset="paper", other_preset="classic")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

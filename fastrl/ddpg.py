@@ -502,7 +502,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     return session
 
 
-TRAINER = Trainer("ddpg", Config, PRESETS, train, "fast", "fast", small_replay)
+TRAINER = Trainer("ddpg", Config, PRESETS, train, atari_preset="fast", other_preset="fast", tried_as=small_replay)
 
 
 def main() -> None:

@@ -121,8 +121,8 @@ PRESETS: Presets = {
     # Mnih et al. 2015, Extended Data Table 1, and DeepMind's published code where they differ (see above).
     "nature": {},
     # The task as in protocol sb3, with what makes a single game learn in an hour on two cores; no single paper. n steps
-    # and the optimiser's epsilon as in Rainbow (Hessel et al. 2018; with 1e-8 noise kills most ReLUs of Pong's first
-    # layer early on), the network of A3C (twice the updates a second), exploration that ends after 100,000 steps.
+    # and the optimiser's epsilon as in Rainbow (Hessel et al. 2018; with 1e-8 and a rate of 1.5e-4 most ReLUs of a
+    # layer died early on in Pong), A3C's network (twice the updates a second), exploration that ends early.
     "fast": {
         "protocol": "sb3",
         "steps": 10_000_000,
@@ -453,7 +453,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     network = describe_network(config, envs)
     learner = Learner(config, network)
     atari = envs.kind == "atari"
-    rules = {"protocol": config.protocol, **evaluation_protocol(config.protocol)} if atari else None
+    rules = evaluation_protocol(config.protocol) if atari else None
     policy = {
         "env": config.env,
         "network": network,
@@ -531,7 +531,7 @@ def tried_as(config: Config) -> dict[str, Any]:
     return {**small_replay(config), "epsilon_steps": 0, "epsilon_begins_after_warm_up": True}
 
 
-TRAINER = Trainer("dqn", Config, PRESETS, train, "nature", "classic", tried_as)
+TRAINER = Trainer("dqn", Config, PRESETS, train, atari_preset="nature", other_preset="classic", tried_as=tried_as)
 
 
 def main() -> None:

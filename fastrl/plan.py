@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastrl._algorithms import ALGORITHMS, new_run, require_output, trainer_of
 from fastrl._command import run
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.files import write_private
+from fastrl.runs import units
 from fastrl.runs.planning import Part, Plan, plan
 from fastrl.runs.trial import TrialFailed, try_out
 
@@ -20,41 +21,18 @@ FORMAT = 1
 _DOES_NOT_FIT = 3
 
 
-def size(bytes_: float) -> str:
-    """Bytes, for people.
-
-    >>> size(7.1e9), size(350e6), size(12e3)
-    ('7.10 GB', '350 MB', '12 kB')
-    """
-    for unit, one in (("GB", 1e9), ("MB", 1e6)):
-        if bytes_ >= one:
-            return f"{bytes_ / one:.2f} {unit}" if unit == "GB" else f"{bytes_ / one:.0f} {unit}"
-    return f"{bytes_ / 1e3:.0f} kB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, for people.
-
-    >>> duration(7.1), duration(600), duration(45000)
-    ('7 s', '10 min', '12.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def lines_of(found: Plan) -> list[str]:
     """The plan as a table."""
 
-    def table(parts: list[Part], shown: str, told: list[str]) -> list[str]:
-        head = f"{shown:<8}{told[0]:>9}  {told[1]}"
-        worded = size if shown != "time" else duration
-        return [head, *(f"  {part.name:<20}{worded(part.amount):>9}  {part.why}" for part in parts), ""]
+    def table(shown: str, parts: list[Part], worded: Callable[[float], str], remark: str) -> list[str]:
+        whole = worded(sum(part.amount for part in parts))
+        each = [f"  {part.name:<20}{worded(part.amount):>9}  {part.why}" for part in parts]
+        return [f"{shown:<8}{whole:>9}  {remark}", *each, ""]
 
     lines = [
-        *table(found.memory, "memory", [size(found.memory_bytes), f"of {size(found.available_bytes)} available"]),
-        *table(found.disk, "disk", [size(found.disk_bytes), "at the end, and a checkpoint more while it is written"]),
-        *table(found.time, "time", [duration(found.time_s), "without evaluations, which share the cores"]),
+        *table("memory", found.memory, units.size, f"of {units.size(found.available_bytes)} available"),
+        *table("disk", found.disk, units.size, "at the end, and a checkpoint more while it is written"),
+        *table("time", found.time, units.duration, "without evaluations, which share the cores"),
     ]
     if found.fits:
         lines.append("it fits")

@@ -1037,15 +1037,9 @@ void refuse_other_user(const Ring& ring) {
   }).wait_for_success();
 }
 
-void no_leak(std::uint64_t count) {
-  // When its parent is killed, a grandchild becomes ours, and can be waited for.
-  require(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0, "prctl failed");
-  const RingShape shape{2, 1000, kStack, 7056, 1};  // 14 MB
-  const auto ring_bytes = static_cast<std::int64_t>(shape.region_bytes());
+// Rings of `shape` that live and die in each of three ways; how many of them were killed with all who had them.
+std::uint64_t lifecycles(const RingShape& shape, std::uint64_t count) {
   const Script script(1);
-  const auto names = names_in("/dev/shm");
-  const std::size_t descriptors = names_in("/proc/self/fd").size();
-  const std::int64_t bytes_before = shared_memory_bytes();
   std::uint64_t killed = 0;
   for (std::uint64_t i = 0; i < count; ++i) {
     if (i % 3 < 2) {  // ours: ends as it should, or before its writer is killed
@@ -1099,22 +1093,38 @@ void no_leak(std::uint64_t count) {
       ++killed;
     }
   }
-  require(names_in("/dev/shm") == names, "the names in /dev/shm have changed");
-  require(names_in("/proc/self/fd").size() == descriptors, "descriptors were left open");
-  std::ifstream maps("/proc/self/maps");
-  const std::string mapped((std::istreambuf_iterator<char>(maps)), std::istreambuf_iterator<char>());
-  require(mapped.find("fastrl-ring") == std::string::npos, "a segment is still mapped");
-  // The memory has no name, so who has none of these processes has none of it; orphans would be ours by now.
-  require(waitpid(-1, nullptr, WNOHANG) == -1 && errno == ECHILD, "a process is left");
-  // Other programs use shared memory too, some of it more by now: a ring left in one of eight lifecycles is told apart.
-  const auto left = [&] { return shared_memory_bytes() - bytes_before; };
-  const std::int64_t most = ring_bytes * std::max<std::int64_t>(1, static_cast<std::int64_t>(count) / 8);
-  const std::int64_t began = now_ns();
-  while (left() > most && now_ns() - began < 5'000'000'000) pause_for(50'000'000);
-  require(left() <= most, [&] { return std::to_string(left()) + " bytes of shared memory were left"; });
-  std::printf("%lld bytes left after %llu lifecycles of %lld bytes, %llu of them ended by kill -9 of every process\n",
-              static_cast<long long>(std::max<std::int64_t>(left(), 0)), static_cast<unsigned long long>(count),
-              static_cast<long long>(ring_bytes), static_cast<unsigned long long>(killed));
+  return killed;
+}
+
+void no_leak(std::uint64_t count) {
+  // When its parent is killed, a grandchild becomes ours, and can be waited for.
+  require(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0, "prctl failed");
+  const RingShape shape{2, 1000, kStack, 7056, 1};  // 14 MB
+  const auto ring_bytes = static_cast<std::int64_t>(shape.region_bytes());
+  const auto names = names_in("/dev/shm");
+  const std::size_t descriptors = names_in("/proc/self/fd").size();
+  // The figure is the whole machine's: what another program takes meanwhile comes once, a leak comes every time.
+  constexpr int kAttempts = 3;
+  for (int attempt = 1;; ++attempt) {
+    const std::int64_t bytes_before = shared_memory_bytes();
+    const std::uint64_t killed = lifecycles(shape, count);
+    require(names_in("/dev/shm") == names, "the names in /dev/shm have changed");
+    require(names_in("/proc/self/fd").size() == descriptors, "descriptors were left open");
+    std::ifstream maps("/proc/self/maps");
+    const std::string mapped((std::istreambuf_iterator<char>(maps)), std::istreambuf_iterator<char>());
+    require(mapped.find("fastrl-ring") == std::string::npos, "a segment is still mapped");
+    require(waitpid(-1, nullptr, WNOHANG) == -1 && errno == ECHILD, "a process is left");  // orphans would be ours
+    // Others use shared memory too; one ring that was left would be more than they may.
+    const auto left = [&] { return shared_memory_bytes() - bytes_before; };
+    const std::int64_t began = now_ns();
+    while (left() > ring_bytes / 2 && now_ns() - began < 5'000'000'000) pause_for(50'000'000);
+    if (left() > ring_bytes / 2 && attempt < kAttempts) continue;
+    require(left() <= ring_bytes / 2, [&] { return std::to_string(left()) + " bytes of shared memory were left"; });
+    std::printf("%lld bytes left after %llu lifecycles of %lld bytes, %llu of them ended by kill -9 of every process\n",
+                static_cast<long long>(std::max<std::int64_t>(left(), 0)), static_cast<unsigned long long>(count),
+                static_cast<long long>(ring_bytes), static_cast<unsigned long long>(killed));
+    return;
+  }
 }
 
 void run(const std::vector<std::string>& arguments) {

@@ -455,7 +455,7 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
 
     said = trainer.said.read_text()
     assert code == 143, said
-    assert took_s < tiny_training.soon_s()
+    assert took_s < 5
     assert "worker 1 ended (signal 9); another takes its place, with new games" in said
     assert len(re.findall("workers on .* usable cores", said)) == (len(os.sched_getaffinity(0)) < 2)
     for pid in {*first, *workers}:
@@ -480,8 +480,7 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
     assert saved.steps + 300 <= last.steps <= saved.steps + 300 + 2 * 5
     steps_logged = [int(row["steps"]) for row in more.rows()]
     assert steps_logged == sorted(set(steps_logged))
-    # On a busy machine a worker that stood still has a lag of many rounds, which others have less of.
-    assert 0 < np.mean([float(row["lag_mean"]) for row in more.rows()]) < 3
+    assert 0 < float(more.rows()[-1]["lag_mean"]) < 3
     assert json.loads((trainer.path / "config.json").read_text())["finished"]
 
 

@@ -70,7 +70,7 @@ def test_every_step_of_every_game_is_recorded(actors: ActorProcesses) -> None:
     assert all(action == step % 6 for (_, step), action in by_step.items())
     pids = actors.pids
     actors.close()
-    assert all(gone(pid, 20) for pid in pids)
+    assert all(gone(pid, 2) for pid in pids)
 
 
 def test_a_killed_process_is_replaced_and_its_lanes_go_on(actors: ActorProcesses) -> None:

@@ -160,7 +160,7 @@ def test_on_a_terminal_the_panel_is_redrawn_and_notes_stay_above() -> None:
         if not piece:
             break
         seen += piece
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=20)
     os.close(parent)
     text = seen.decode()
 
@@ -185,7 +185,7 @@ def test_training_goes_on_when_the_reader_is_gone(terminal: bool) -> None:
     assert child.stdout is not None
     child.stdout.read(10)
     child.stdout.close()
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=20)
 
     assert (child.returncode, errors) == (7, "done\n")
 
@@ -196,7 +196,7 @@ def test_training_goes_on_when_its_terminal_is_gone() -> None:
     os.close(child_side)
     os.read(parent, 10)
     os.close(parent)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=20)
 
     assert child.returncode == 7, errors
     assert errors.endswith("done\n")
@@ -206,7 +206,7 @@ def test_training_goes_on_when_its_terminal_is_gone() -> None:
 def test_training_goes_on_without_a_stdout(terminal: bool) -> None:
     code = TRAIN.replace("10_000_000)", f"10_000_000, interactive={terminal})").replace(USER_PRINTS, "")
     child = start("import sys; sys.stdout.close()\n" + code)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=20)
 
     assert child.returncode == 7
     assert errors.count("console: cannot draw") == 1
@@ -215,7 +215,7 @@ def test_training_goes_on_without_a_stdout(terminal: bool) -> None:
 
 def test_training_goes_on_where_stdout_never_was() -> None:
     child = start(TRAIN, preexec_fn=lambda: os.close(1))
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=20)
 
     assert (child.returncode, errors.splitlines()[-1]) == (7, "done")
 
@@ -223,7 +223,7 @@ def test_training_goes_on_where_stdout_never_was() -> None:
 def test_a_full_disk_behind_stdout_is_said_once() -> None:
     with open("/dev/full", "w") as full:
         child = start(TRAIN.replace(USER_PRINTS, ""), stdout=full)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=20)
 
     assert child.returncode == 7
     assert errors.count("console: cannot draw") == 1

@@ -191,7 +191,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(tmp_path: Path) ->
     assert require_whole(tmp_path).checkpoint.steps == STEPS_A_TURN
 
 
-_SIGNALS = 3  # here; tests/kills.py sends more
+_SIGNALS = 5  # here; tests/kills.py sends more
 
 
 def test_signals_end_a_training_soon_with_a_checkpoint_and_nothing_left(

@@ -38,11 +38,6 @@ class Plan:
         return sum(part.amount for part in self.memory)
 
     @property
-    def disk_bytes(self) -> float:
-        """In all."""
-        return sum(part.amount for part in self.disk)
-
-    @property
     def time_s(self) -> float:
         """In all."""
         return sum(part.amount for part in self.time)

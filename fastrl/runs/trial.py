@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import math
 import shutil
@@ -12,16 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs.checkpoint import CheckpointStore, read
 from fastrl.runs.child_run import ChildRun
 from fastrl.runs.command_line import Trainer
+from fastrl.runs.tables import read_columns
 
 _POLL_S = 0.1
 _START_WITHIN_S, _ROWS_WITHIN_S, _END_WITHIN_S = 200.0, 600.0, 60.0
@@ -32,7 +34,7 @@ _LEAVE_OUT_ROWS = 2
 _LEAST_ROWS = 5
 # Of the small replay: more than a lane needs besides its transitions, and enough for a warm-up that can be measured.
 _SLOTS, _TRANSITIONS = 512, 4096
-_TERMINATED = 143
+_TERMINATED = 128 + signal.SIGTERM
 _EVALUATE_FOR_S = 15.0
 
 
@@ -167,7 +169,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
             time.sleep(_POLL_S)
             peak.look()
             now = time.perf_counter()
-            updated = sum(int(row["updates"]) > 0 for row in _rows(path))
+            updated = int((_metrics(path)["updates"] > 0).sum())
             if updated and learning_s == math.inf:
                 learning_s = now
             if learning_s == math.inf and now - began > _START_WITHIN_S:
@@ -182,8 +184,8 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
                 few = 2 * config.log_every_steps
                 raise TrialFailed(f"the trial made fewer than {few} steps in {_ROWS_WITHIN_S:.0f} s of learning")
         lived_s = time.perf_counter() - began
-    rows = list(_rows(path))
-    learning = [row for row in rows if int(row["updates"])]
+    rows = _metrics(path)
+    warm_up, learning = (np.flatnonzero(which) for which in (rows["updates"] == 0, rows["updates"] > 0))
     store = CheckpointStore(path / "checkpoints")
     # One that had come to its end just then dies of the signal, its work done.
     if process.returncode not in (0, _TERMINATED, -signal.SIGTERM) or not store.steps_saved():
@@ -196,15 +198,18 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     games_bytes = sum(t.numel() * t.element_size() for name, t in saved.tensors.items() if name.startswith("env."))
     checkpoint_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*"))
     logged = [path / "metrics.csv", *(path / "tensorboard").glob("*")]
-    warm_up = [row for row in rows if not int(row["updates"])]
     settled = learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]
     return Trial(
-        start_s=lived_s - (float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"])),
-        warm_up_steps_per_s=_rate(warm_up) if len(warm_up) > 1 else None,
-        steps_per_s=_rate(settled),
-        updates_per_s=_rate(settled, "updates"),
-        frames_per_step=int(rows[-1]["frames"]) / int(rows[-1]["steps"]),
-        shares=_shares(settled),
+        start_s=lived_s - float(rows["wall_s"][-1] - rows["wall_s"][0]),
+        warm_up_steps_per_s=_rate(rows, "steps", warm_up) if len(warm_up) > 1 else None,
+        steps_per_s=_rate(rows, "steps", settled),
+        updates_per_s=_rate(rows, "updates", settled),
+        frames_per_step=float(rows["frames"][-1] / rows["steps"][-1]),
+        shares={
+            name.removeprefix("share/"): float(np.nan_to_num(rows[name][settled]).mean())
+            for name in rows
+            if name.startswith("share/")
+        },
         trainer_bytes=peak.own_bytes,
         replay_bytes=0 if manifest is None else ring_bytes(manifest["shape"], manifest["shape"]["slots"]),
         workers_bytes=peak.descendants_bytes,
@@ -213,7 +218,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
         weights_bytes=checkpoint_bytes - games_bytes,
-        row_bytes=sum(file.stat().st_size for file in logged) / len(rows),
+        row_bytes=sum(file.stat().st_size for file in logged) / len(rows["steps"]),
     )
 
 
@@ -239,21 +244,15 @@ def evaluation_bytes(run: Path, config: Any) -> int:
     return peak.own_bytes
 
 
-def _rows(run: Path) -> Iterator[dict[str, str]]:
-    """The whole rows of metrics.csv, if there is one yet."""
-    with contextlib.suppress(OSError), open(run / "metrics.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["wall_s"] and None not in row.values():
-                yield row
+def _metrics(run: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """The whole rows of its metrics.csv so far."""
+    with contextlib.suppress(OSError, ValueError):  # it is not there yet, or its first line is not
+        return read_columns(run / "metrics.csv")
+    return {"updates": np.empty(0)}
 
 
-def _rate(rows: list[dict[str, str]], of: str = "steps") -> float:
-    """Steps a second from the first of these rows to the last."""
-    seconds = float(rows[-1]["wall_s"]) - float(rows[0]["wall_s"])
-    return (int(rows[-1][of]) - int(rows[0][of])) / max(seconds, 1e-3)  # which they are rounded to
-
-
-def _shares(rows: list[dict[str, str]]) -> dict[str, float]:
-    """Means of the stages' shares; rows are equally many steps apart."""
-    names = [name for name in rows[0] if name.startswith("share/")]
-    return {name.removeprefix("share/"): sum(float(row[name] or 0) for row in rows) / len(rows) for name in names}
+def _rate(rows: dict[str, npt.NDArray[np.float64]], of: str, at: npt.NDArray[np.int64]) -> float:
+    """How many a second, from the first of these rows to the last."""
+    first, last = at[0], at[-1]
+    seconds = max(rows["wall_s"][last] - rows["wall_s"][first], 1e-3)  # which they are rounded to
+    return float((rows[of][last] - rows[of][first]) / seconds)

@@ -47,3 +47,14 @@ def megabytes(value: float | None) -> str:
     if value is None or math.isnan(value):
         return MISSING
     return f"{value / 1000:.1f} GB" if value >= 1000 else f"{value:.0f} MB"
+
+
+def size(count: float) -> str:
+    """Bytes with three digits or so.
+
+    >>> size(7.1e9), size(350e6), size(12e3)
+    ('7.10 GB', '350 MB', '12 kB')
+    """
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
