@@ -50,7 +50,7 @@ def ceiling(stage: Stage, seconds: float) -> float:
 
 
 def recording(replay: Replay) -> Stage:
-    """Writing into a replay like this one, from Python; a pool's threads write their frames where they are made."""
+    """Writing such observations into a replay, from Python; a pool's threads write theirs where they are made."""
     other = Replay(
         1024 * replay.lanes, replay.lanes, replay.obs_shape, replay.obs_dtype, replay.stack, padding=replay.padding
     )
@@ -75,8 +75,10 @@ def logging(folder: Path, every_steps: int, tensorboard: bool) -> Iterator[Stage
         count = next(written)
         log.write({"frames": 4 * count, "steps": count, "updates": count, "wall_s": float(count), **values})
 
-    yield Stage("log", f"a row of metrics every {every_steps:,} steps", write, every_steps)
-    log.close()
+    try:
+        yield Stage("log", f"a row of metrics every {every_steps:,} steps", write, every_steps)
+    finally:
+        log.close()
 
 
 def random_actions(envs: Any, rng: np.random.Generator) -> Any:

@@ -99,7 +99,7 @@ def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
         if priorities := priorities_bytes(slots):
             memory.insert(1, Part("priorities", priorities, "sums over all transitions"))
         if config.checkpoint_replay:
-            # What the kept saves have beyond one ring, and the file that the oldest of them needs a part of.
+            # One ring, and what the older ones of the kept saves have beyond it.
             kept = min(steps, (slots - guard_steps()) * lanes + (saves - 1) * between)
             disk.append(Part("saved replays", kept * trial.saved_slot_bytes, f"{kept:,} transitions, written once"))
     return Plan(memory, disk, times, available_bytes, capacity, most)
