@@ -253,6 +253,19 @@ def test_up_to_a_boundary_what_is_written_later_does_not_matter(alpha: float | N
     assert drawn[0] == drawn[1]
 
 
+def test_with_priorities_a_boundary_never_goes_back() -> None:
+    written = Written(alpha=0.5)
+    written.play(0, 20)
+    early = written.replay.boundary()
+    written.play(0, 20)
+    late = written.replay.boundary()
+    written.replay.sample(8, 1, GAMMA, boundary=late)
+    with pytest.raises(ValueError, match=rf"lane 0 is step {early[0]}, but .* up to step {late[0]} was drawn; give"):
+        written.replay.sample(8, 1, GAMMA, boundary=early)
+    assert written.replay.stats()["race_rejects"] == 0
+    written.replay.sample(8, 1, GAMMA, boundary=late)
+
+
 def test_a_batch_is_the_callers_to_keep() -> None:
     written = Written()
     written.play(0, 30)

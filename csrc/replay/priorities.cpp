@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string>
 
 namespace fastrl {
 
@@ -23,6 +24,13 @@ void Priorities::set(std::uint64_t lane, std::uint64_t step, std::uint64_t weigh
 }
 
 void Priorities::follow(const std::vector<std::uint64_t>& ends) {
+  for (std::uint64_t lane = 0; lane < shape_.lanes; ++lane) {
+    if (ends[lane] < lanes_[lane].end) {
+      throw std::invalid_argument("sample: the boundary of lane " + std::to_string(lane) + " is step " +
+                                  std::to_string(ends[lane]) + ", but priorities only go on, and a batch up to step " +
+                                  std::to_string(lanes_[lane].end) + " was drawn; give that boundary or a later one");
+    }
+  }
   for (std::uint64_t lane = 0; lane < shape_.lanes; ++lane) {
     Lane& known = lanes_[lane];
     const Window window = window_until(ends[lane], shape_.slots);

@@ -26,7 +26,8 @@ class Priorities {
 
   Priorities(const Ring& ring, const TransitionRules& rules, double alpha);
 
-  // Lets in what became eligible in the windows that end at `ends`, and lets go what left them.
+  // Lets in what became eligible in the windows that end at `ends`, and lets go what left them. Throws
+  // std::invalid_argument if a window ends before it did: what has left cannot come back.
   void follow(const std::vector<std::uint64_t>& ends);
 
   std::uint64_t total() const noexcept { return tree_.total(); }

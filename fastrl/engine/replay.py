@@ -348,7 +348,8 @@ class Replay:
             gamma: discount of a step.
             out: memory from :meth:`buffer`; without it the batch is the caller's as long as one of its arrays is held.
                 Its memory is used again when all are gone.
-            boundary: what :meth:`boundary` returned earlier; None: everything that is published.
+            boundary: what :meth:`boundary` returned earlier; None: everything that is published. With priorities
+                never before the one of the batch before.
             beta: exponent of the importance weights, where the replay is prioritised.
 
         With a prefetcher (:meth:`prefetch`) it first waits until all is done that was asked for there.
