@@ -34,8 +34,10 @@ from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game
 from fastrl.learn.policies import drawn
 from fastrl.runs import command_line
-from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
+from fastrl.runs.async_worker import ProcessWorker
+from fastrl.runs.asynchronous import AsyncOptions, Recipe
 from fastrl.runs.command_line import Presets, Trainer
+from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.options import require_number, require_whole
 
 
@@ -146,12 +148,22 @@ def losses(logits: Tensor, values: Tensor, actions: Tensor, target: Tensor) -> t
     return -chosen * advantage.detach(), 0.5 * advantage.square(), entropy
 
 
+def round_loss(
+    config: Config, logits: Tensor, values: Tensor, actions: Tensor, target: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a round's gradient is of, and what is logged of it; all but ``logits`` are (steps, envs)."""
+    policy_loss, value_loss, entropy = losses(logits, values, actions, target)
+    per_step = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
+    found = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "value_mean": values}
+    return per_step.sum(0).mean(), {name: part.detach().mean() for name, part in found.items()}
+
+
 def sample(logits: Tensor, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """An action for each row, by the policy's probabilities and one random number a row."""
     return drawn(logits.detach().double().softmax(-1).numpy(), generator)
 
 
-class Worker(AsyncWorker):
+class Worker(ProcessWorker):
     """Plays rounds and applies their gradients."""
 
     sums = ("policy_loss", "value_loss", "entropy", "grad_norm", "value_mean")
@@ -186,13 +198,11 @@ class Worker(AsyncWorker):
         target = self._targets(played)
         logits, values = self._heads(torch.cat(features))
         logits, values = logits.view(*target.shape, -1), values.view(target.shape)
-        policy_loss, value_loss, entropy = losses(logits, values, torch.from_numpy(np.stack(chosen)), target)
-        per_step = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
-        norm = self.apply(per_step.sum(0).mean(), steps_before)
-        self.look(seen, chosen)
-        means = [part.detach().mean() for part in (policy_loss, value_loss, entropy, values)]
-        policy, value, spread, state_value = torch.stack(means).tolist()
-        return len(played) * self.envs.num_envs, games, [policy, value, spread, norm, state_value]
+        loss, found = round_loss(config, logits, values, torch.from_numpy(np.stack(chosen)), target)
+        norm = self.apply(loss, steps_before)
+        self.look([torch.from_numpy(obs) for obs in seen], chosen)
+        means = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) | {"grad_norm": norm}
+        return len(played) * self.envs.num_envs, games, [means[name] for name in self.sums]
 
     def _targets(self, played: list[Played]) -> Tensor:
         with torch.no_grad():
@@ -208,7 +218,42 @@ class Worker(AsyncWorker):
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)
 
 
-RECIPE = Recipe("a3c", Config, Worker, kind="actor_critic", acts="sample")
+class Group(GroupWorker):
+    """The same on a GPU: all observations of a round are looked at once more when it is learned from."""
+
+    sums = Worker.sums
+
+    def _network(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            logits, values = self.local.network(obs)
+        return logits.float(), values.float()
+
+    def answer(self, obs: Tensor) -> Tensor:
+        """The policy's logits."""
+        return self._network(obs)[0]
+
+    def choose(self, said: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Drawn by the policy's probabilities."""
+        chosen = sample(said, self.generator)
+        return chosen, chosen
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s)."""
+        return self._network(obs)[1]
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that :class:`Worker` has."""
+        played = self.round
+        with torch.no_grad():
+            last = self._network(played.obs[self.length])[1]
+            going_on = 1 - torch.maximum(played.terminated, played.cut)
+            target = returns(played.reward, going_on, last, self.config.discount, played.cut_value)
+        logits, values = self._network(played.obs[: self.length].flatten(0, 1))
+        logits, values = logits.view(*target.shape, -1), values.view(target.shape)
+        return round_loss(self.config, logits, values, played.actions[: self.length], target)
+
+
+RECIPE = Recipe("a3c", Config, Worker, Group, kind="actor_critic", acts="sample")
 train = RECIPE.train
 TRAINER = Trainer("a3c", Config, PRESETS, train, atari_preset="paper", other_preset="classic")
 

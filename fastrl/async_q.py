@@ -40,8 +40,10 @@ from fastrl.engine.recorded_envs import Game
 from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
-from fastrl.runs.asynchronous import AsyncOptions, AsyncWorker, Recipe
+from fastrl.runs.async_worker import AsyncWorker, ProcessWorker
+from fastrl.runs.asynchronous import AsyncOptions, Recipe
 from fastrl.runs.command_line import Presets, Trainer
+from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.options import require_number, require_whole
 
 
@@ -173,19 +175,47 @@ def final_epsilons(config: Config, stream: str, envs: int) -> npt.NDArray[np.flo
     return generator.choice(np.array(config.epsilon_finals), envs, p=np.array(config.epsilon_final_probabilities))
 
 
-class Worker(AsyncWorker):
-    """Plays rounds and applies their gradients."""
+def round_targets(
+    config: Config, reward: Tensor, terminated: Tensor, cut: Tensor, cut_value: Tensor, after: Tensor, following: Tensor
+) -> Tensor:
+    """R_t of every step of a round.
+
+    Args:
+        config: says which kind of targets.
+        reward: (steps, envs), as ``terminated``, ``cut`` and ``cut_value``.
+        terminated: 1 where the episode ended with the step.
+        cut: 1 where it was cut.
+        cut_value: the value of the state in which it was.
+        after: the target network's values of what follows: (steps, envs, actions) for one-step, (envs, actions) after
+            the round for n-step.
+        following: (steps, envs), the actions that were taken next, for Sarsa.
+    """
+    if config.n_step != 1:
+        return n_step_targets(reward, terminated, cut_value, cut, after.max(-1).values, config.discount)
+    values = after.gather(-1, following.unsqueeze(-1)).squeeze(-1) if config.sarsa else after.max(-1).values
+    return one_step_targets(reward, 1 - terminated, torch.where(cut > 0, cut_value, values), config.discount)
+
+
+def round_loss(values: Tensor, actions: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a round's gradient is of, and what is logged of it."""
+    taken = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    errors = (target - taken).square()
+    return errors.sum(0).mean(), {"loss": errors.detach().mean(), "q_mean": values.detach().mean()}
+
+
+class Explorer(AsyncWorker):
+    """Has a target network, and acts at random as often as each game's epsilon says."""
 
     sums = ("loss", "q_mean", "epsilon", "grad_norm")
 
     def start(self, state: dict[str, Any] | None) -> None:
         """Begin, or go on from what :meth:`state` gave."""
-        super().start(state)
         self.finals = final_epsilons(self.config, self.stream, self.envs.num_envs)
         self.target = self.empty_network()
         self.target_refresh = -1  # which one the copy is of
         # Sarsa has chosen its next action before the round ends.
         self.chosen: npt.NDArray[np.int64] | None = None
+        super().start(state)
         if state and state["chosen"] is not None and state["envs"] is not None:  # new episodes need new choices
             self.chosen = np.array(state["chosen"], np.int64)
 
@@ -193,89 +223,24 @@ class Worker(AsyncWorker):
         """Between rounds, all that it is beside the shared parameters."""
         return {**super().state(), "chosen": None if self.chosen is None else self.chosen.tolist()}
 
-    def _values(self, model: FlatNetwork, obs: npt.NDArray[Any]) -> Tensor:
+    def values_of(self, model: FlatNetwork, obs: Tensor) -> Tensor:
+        """Of all actions, (envs, actions)."""
         with self.autocast():
-            values: Tensor = model.network(torch.from_numpy(obs))
+            values: Tensor = model.network(obs)
         return values.float()
 
-    def _heads(self, features: Tensor) -> Tensor:
-        with self.autocast():
-            values: Tensor = self.rest(features)
-        return values.float()
-
-    def _epsilons(self, steps: int) -> npt.NDArray[np.float64]:
+    def epsilons(self, steps: int) -> npt.NDArray[np.float64]:
+        """Of each game, after so many steps of all workers."""
         frames = steps * self.envs.frames_per_step
         over, first = self.config.epsilon_frames, self.config.epsilon_first
         return np.array([linear(frames, first, float(final), over) for final in self.finals])
 
-    def _explore(self, values: Tensor, epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        greedy = values.detach().argmax(1).numpy()
+    def explore(self, greedy: npt.NDArray[np.int64], epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """``greedy``, or at random."""
         random = self.generator.random(len(greedy)) < epsilons
         return np.where(random, self.generator.integers(self.envs.num_actions, size=len(greedy)), greedy)
 
-    def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
-        """Snapshot, play, apply; and refresh the target network when it is due."""
-        config = self.config
-        self._refresh_target(steps_before)
-        self.optimiser.snapshot(self.local.values)
-        epsilons = self._epsilons(steps_before)
-        seen: list[npt.NDArray[Any]] = []
-        features: list[Tensor] = []
-        chosen: list[npt.NDArray[np.int64]] = []
-        played: list[Played] = []
-        games: list[Game] = []
-        while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
-            seen.append(self.obs)
-            with self.autocast():
-                features.append(self.first_half(torch.from_numpy(self.obs)))
-            if self.chosen is None:
-                with torch.no_grad():
-                    self.chosen = self._explore(self._heads(features[-1]), epsilons)
-            chosen.append(self.chosen)
-            self.chosen = None
-            played.append(self.envs.step(chosen[-1]))
-            games += played[-1].games
-            self.obs = played[-1].obs
-        if config.sarsa:
-            with torch.no_grad():
-                self.chosen = self._explore(self._values(self.local, self.obs), epsilons)
-        target = self._targets(played, chosen)
-        values = self._heads(torch.cat(features)).view(*target.shape, -1)
-        taken = values.gather(-1, torch.from_numpy(np.stack(chosen)).unsqueeze(-1)).squeeze(-1)
-        errors = (target - taken).square()
-        norm = self.apply(errors.sum(0).mean(), steps_before)
-        values = values.detach()
-        self.look(seen, list(values.argmax(-1).numpy()))
-        sums = [float(errors.detach().mean()), float(values.mean()), float(epsilons.mean()), norm]
-        return len(played) * self.envs.num_envs, games, sums
-
-    def _targets(self, played: list[Played], chosen: list[npt.NDArray[np.int64]]) -> Tensor:
-        config, envs = self.config, self.envs.num_envs
-        reward = torch.from_numpy(np.stack([one.reward for one in played]))
-        terminated = torch.from_numpy(np.stack([one.terminated for one in played]).astype(np.float32))
-        cut = torch.zeros(len(played), envs)
-        cut_value = torch.zeros(len(played), envs)
-        with torch.no_grad():
-            for step, one in enumerate(played):
-                for env, obs in one.cut_obs.items():
-                    cut[step, env] = 1
-                    cut_value[step, env] = self._values(self.target, obs[None]).max()
-            if config.n_step != 1:
-                last = self._values(self.target, self.obs).max(1).values
-                return n_step_targets(reward, terminated, cut_value, cut, last, config.discount)
-            # All that follows in one batch.
-            beyond = self._values(self.target, np.concatenate([one.obs for one in played]))
-            beyond = beyond.view(len(played), envs, -1)
-            if config.sarsa:
-                assert self.chosen is not None
-                after = torch.from_numpy(np.stack([*chosen[1:], self.chosen]))
-                following = beyond.gather(-1, after.unsqueeze(-1)).squeeze(-1)
-            else:
-                following = beyond.max(-1).values
-            following = torch.where(cut > 0, cut_value, following)
-            return one_step_targets(reward, 1 - terminated, following, config.discount)
-
-    def _refresh_target(self, steps: int) -> None:
+    def refresh_target(self, steps: int) -> None:
         """The worker that first comes past a multiple of the period copies; who comes at the same time does so too."""
         shared = self.shared
         period = steps * self.envs.frames_per_step // self.config.target_every_frames
@@ -288,7 +253,128 @@ class Worker(AsyncWorker):
             self.target_refresh = refresh
 
 
-RECIPE = Recipe("async_q", Config, Worker, kind="q", acts="greedy", copies=1)
+class Worker(Explorer, ProcessWorker):
+    """Plays rounds and applies their gradients."""
+
+    def _heads(self, features: Tensor) -> Tensor:
+        with self.autocast():
+            values: Tensor = self.rest(features)
+        return values.float()
+
+    def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
+        """Snapshot, play, apply; and refresh the target network when it is due."""
+        config = self.config
+        self.refresh_target(steps_before)
+        self.optimiser.snapshot(self.local.values)
+        epsilons = self.epsilons(steps_before)
+        seen: list[Tensor] = []
+        features: list[Tensor] = []
+        chosen: list[npt.NDArray[np.int64]] = []
+        played: list[Played] = []
+        games: list[Game] = []
+        while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
+            seen.append(torch.from_numpy(self.obs))
+            with self.autocast():
+                features.append(self.first_half(seen[-1]))
+            if self.chosen is None:
+                with torch.no_grad():
+                    self.chosen = self.explore(self._heads(features[-1]).argmax(1).numpy(), epsilons)
+            chosen.append(self.chosen)
+            self.chosen = None
+            played.append(self.envs.step(chosen[-1]))
+            games += played[-1].games
+            self.obs = played[-1].obs
+        if config.sarsa:
+            with torch.no_grad():
+                values = self.values_of(self.local, torch.from_numpy(self.obs))
+                self.chosen = self.explore(values.argmax(1).numpy(), epsilons)
+        target = self._targets(played, chosen)
+        values = self._heads(torch.cat(features)).view(*target.shape, -1)
+        loss, found = round_loss(values, torch.from_numpy(np.stack(chosen)), target)
+        norm = self.apply(loss, steps_before)
+        self.look(seen, list(values.detach().argmax(-1).numpy()))
+        sums = {**{name: float(part) for name, part in found.items()}, "epsilon": epsilons.mean(), "grad_norm": norm}
+        return len(played) * self.envs.num_envs, games, [float(sums[name]) for name in self.sums]
+
+    def _targets(self, played: list[Played], chosen: list[npt.NDArray[np.int64]]) -> Tensor:
+        config, envs = self.config, self.envs.num_envs
+        reward = torch.from_numpy(np.stack([one.reward for one in played]))
+        terminated = torch.from_numpy(np.stack([one.terminated for one in played]).astype(np.float32))
+        cut = torch.zeros(len(played), envs)
+        cut_value = torch.zeros(len(played), envs)
+        with torch.no_grad():
+            for step, one in enumerate(played):
+                for env, obs in one.cut_obs.items():
+                    cut[step, env] = 1
+                    cut_value[step, env] = self.values_of(self.target, torch.from_numpy(obs[None])).max()
+            if config.n_step != 1:
+                after = self.values_of(self.target, torch.from_numpy(self.obs))
+            else:  # all that follows in one batch
+                after = self.values_of(self.target, torch.from_numpy(np.concatenate([one.obs for one in played])))
+                after = after.view(len(played), envs, -1)
+            following = torch.from_numpy(np.stack([*chosen[1:], chosen[-1] if self.chosen is None else self.chosen]))
+            return round_targets(config, reward, terminated, cut, cut_value, after, following)
+
+
+class Group(Explorer, GroupWorker):
+    """The same on a GPU: all observations of a round are looked at once more when it is learned from."""
+
+    def start(self, state: dict[str, Any] | None) -> None:
+        """Begin, or go on from what :meth:`state` gave."""
+        self._epsilons = np.empty(0)
+        self._epsilon = torch.zeros((), device=self.device)
+        super().start(state)
+
+    def before_round(self, steps_before: int) -> None:
+        """Refresh the target network when it is due."""
+        self.refresh_target(steps_before)
+        self._epsilons = self.epsilons(steps_before)
+        self._epsilon.fill_(float(self._epsilons.mean()))
+
+    def answer(self, obs: Tensor) -> Tensor:
+        """Action values."""
+        return self.values_of(self.local, obs)
+
+    def choose(self, said: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The best, or at random."""
+        greedy = said.argmax(1).numpy()
+        return self.explore(greedy, self._epsilons), greedy
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Of the best action, as the target network says."""
+        return self.values_of(self.target, obs).max()
+
+    def actions_at(self, at: int) -> npt.NDArray[np.int64]:
+        """Sarsa's first ones were chosen when the last round ended."""
+        if self.chosen is None:
+            return super().actions_at(at)
+        self.wait()  # for the copy of the last round's actions
+        chosen, self.chosen = self.chosen, None
+        return chosen
+
+    def after_round(self) -> None:
+        """What Sarsa does next is part of what it learns from."""
+        if self.config.sarsa:
+            self.chosen = super().actions_at(self.length)
+            self.round.actions_here[self.length] = self.chosen
+
+    def losses(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that :class:`Worker` has."""
+        played, steps = self.round, self.length
+        with torch.no_grad():
+            if self.config.n_step == 1:
+                after = self.values_of(self.target, played.obs[1:].flatten(0, 1)).view(steps, played.obs.shape[1], -1)
+            else:
+                after = self.values_of(self.target, played.obs[steps])
+            target = round_targets(
+                self.config, played.reward, played.terminated, played.cut, played.cut_value, after, played.actions[1:]
+            )
+        values = self.values_of(self.local, played.obs[:steps].flatten(0, 1)).view(*target.shape, -1)
+        loss, found = round_loss(values, played.actions[:steps], target)
+        return loss, {**found, "epsilon": self._epsilon}
+
+
+RECIPE = Recipe("async_q", Config, Worker, Group, kind="q", acts="greedy", copies=1)
 train = RECIPE.train
 TRAINER = Trainer("async_q", Config, PRESETS, train, atari_preset="paper", other_preset="classic")
 

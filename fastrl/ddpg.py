@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from fastrl._command import run
 from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
+from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import bring
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
@@ -212,13 +213,12 @@ class Learner:
         self.seen = (torch.zeros(config.batch, device=self.device),) * 3
         self._looks: deque[Tensor] = deque(maxlen=_MOST_LOOKS)
         self._step = Captured(self._update_from_batch, self.device)
+        self._answers = Answers(self.actor.network, self.device)
 
     def actions(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The actor's, without noise."""
         self._normalise_by_batch(False)
-        with torch.no_grad():
-            found: npt.NDArray[np.float32] = self.actor.network(torch.from_numpy(obs).to(self.device)).cpu().numpy()
-        return found
+        return self._answers(obs)
 
     def update(self, drawn: Batch) -> None:
         """One step of critic, actor and targets."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from fastrl._command import run
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
+from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
 from fastrl.learn.networks import build, described, named_factory, under
@@ -270,14 +271,18 @@ class Learner:
         self.errors = torch.zeros(config.batch, device=self.device)
         self.loss = torch.zeros((), device=self.device)  # of the last update
         self._step = Captured(self._update_from_batch, self.device)
+        self._answers = Answers(self._values, self.device)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def values(self, obs: npt.NDArray[Any]) -> Tensor:
+    def values(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Q of each action in each observation."""
-        with torch.no_grad(), self._autocast():
-            values: Tensor = self.online(torch.from_numpy(obs).to(self.device, non_blocking=True))
+        return self._answers(obs)
+
+    def _values(self, obs: Tensor) -> Tensor:
+        with self._autocast():
+            values: Tensor = self.online(obs)
         return values.float()
 
     def update(self, batch: dict[str, Tensor]) -> None:
@@ -443,7 +448,7 @@ def act(
     actions = exploration.integers(envs.num_actions, size=envs.num_envs)
     if random.all():
         return actions
-    greedy = learner.values(envs.stacks()).argmax(1).cpu().numpy()
+    greedy = learner.values(envs.stacks()).argmax(1)
     if traps is not None:
         traps.saw_actions(greedy)
     return np.where(random, actions, greedy)

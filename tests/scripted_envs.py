@@ -38,6 +38,12 @@ class ScriptedEnvs:
         self.actions.append(actions)
         return self.steps[len(self.actions) - 1]
 
+    def send(self, actions: np.ndarray) -> None:
+        self.sent = actions
+
+    def receive(self) -> Played:
+        return self.step(self.sent)
+
     def save_state(self) -> list[bytes]:
         return [b""] * self.num_envs
 

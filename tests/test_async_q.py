@@ -225,11 +225,10 @@ def test_every_game_explores_by_its_own_epsilon() -> None:
     worker = a_worker(preset("paper", workers=1, envs_per_worker=2), two_games())
     worker.finals = np.array([0.1, 0.5])
 
-    assert worker._epsilons(0).tolist() == [1, 1]
-    assert worker._epsilons(500_000).tolist() == pytest.approx([0.55, 0.75])  # 2M of 4M frames
-    assert worker._epsilons(2_000_000).tolist() == pytest.approx([0.1, 0.5])
-    values = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    greedy = np.mean([worker._explore(values, np.array([0.1, 0.5])) for _ in range(5000)], axis=0)
+    assert worker.epsilons(0).tolist() == [1, 1]
+    assert worker.epsilons(500_000).tolist() == pytest.approx([0.55, 0.75])  # 2M of 4M frames
+    assert worker.epsilons(2_000_000).tolist() == pytest.approx([0.1, 0.5])
+    greedy = np.mean([worker.explore(np.array([1, 1]), np.array([0.1, 0.5])) for _ in range(5000)], axis=0)
     np.testing.assert_allclose(greedy, [0.95, 0.75], atol=0.02)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastrl
+from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import CopyFeeder, HostFeeder, MirrorFeeder, make_feeder
 
 CPU = torch.device("cpu")
@@ -71,3 +72,17 @@ def test_a_gpu_finds_its_batches_always_in_the_same_tensors(way: Any) -> None:
 def test_a_mirror_is_refused_where_nothing_learns_on_a_gpu() -> None:
     with pytest.raises(ValueError, match="this run learns on the CPU"):
         make_feeder(filled(), 8, 1, 0.9, CPU, "cuda")
+
+
+def test_answers_by_way_of_places_that_stay_are_the_same_ones() -> None:
+    network = torch.nn.Linear(3, 2)
+    direct, staged = (Answers(network, torch.device("cpu"), staged=staged) for staged in (False, True))
+    kept = []
+    for seed in range(3):
+        obs = np.random.default_rng(seed).random((4, 3), np.float32)
+        kept.append((direct(obs), staged(obs)))
+        with torch.no_grad():
+            network.weight.add_(1)  # weights are those of the call
+    for expected, found in kept:
+        np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(kept[0][1], kept[1][1])

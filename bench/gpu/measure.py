@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,16 @@ import torch
 from breakout import ENV, NETWORK, batch_of
 
 import fastrl
-from fastrl import dqn
+from fastrl import a3c, ddpg, dqn
 from fastrl.engine.budget import usable_cores
+from fastrl.engine.played_envs import played_envs
 from fastrl.learn.feeding import CopyFeeder, bring
+from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.networks import build
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics
 from fastrl.runs.options import resolved
+from fastrl.runs.stages import StageClock
 
 
 def config_of(preset: str, device: str, **changes: Any) -> dqn.Config:
@@ -145,11 +150,79 @@ def check_mirror() -> str:
     return "50 batches: bit-equal"
 
 
+def check_groups_learn_what_workers_learn() -> str:
+    """A3C: ten rounds of a group on the device, seven of them replayed graphs, beside those of a worker on the CPU."""
+    config = dataclasses.replace(
+        command_line.with_preset(a3c.TRAINER, "paper"), env=ENV, workers=1, envs_per_worker=8, learning_rate_steps=0
+    )
+    network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 4}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    first = FlatNetwork(build(network, [1])).values
+    moved, games = [], []
+    for device, kind in (("cpu", a3c.Worker), ("cuda", a3c.Group)):
+        shared = SharedParameters(first.numel(), 1, device=torch.device(device))
+        shared.values.copy_(first)
+        envs = played_envs(ENV, 8, protocol=config.protocol, seed=3)
+        worker = kind(config, network, shared, 0, envs, "check", torch.device(device))
+        worker.start(None)
+        for number in range(10):
+            if isinstance(worker, a3c.Group):
+                worker.turn(StageClock(), 40 * number)
+                while worker.under_way:
+                    worker.turn(StageClock(), 40 * number, begin=False)
+                worker.wait()
+            else:
+                worker.round(40 * number)
+        moved.append(shared.values.cpu() - first)
+        games.append(worker.state()["envs"])
+        envs.close()
+    distance = float((moved[0] - moved[1]).norm() / moved[0].norm())
+    if games[0] != games[1]:
+        raise AssertionError(f"the games differ; values are {distance:.2e} of their way apart")
+    if distance > 0.02:
+        raise AssertionError(f"values are {distance:.2e} of their way apart after 10 rounds")
+    return f"the same games; values {distance:.1e} of their way apart after 10 rounds"
+
+
+def ddpg_learner(device: str) -> tuple[ddpg.Learner, Any]:
+    """A learner of HalfCheetah's shape, and a batch for it."""
+    config = resolved(dataclasses.replace(command_line.with_preset(ddpg.TRAINER, "fast"), device=device))
+    shared = {"obs_shape": [1, 17], "action_size": 6, "final_uniform": config.final_uniform}
+    actor = {"kind": "actor", "hidden_units": list(config.actor_hidden_units), **shared}
+    critic = {"kind": "critic", "hidden_units": list(config.critic_hidden_units), "action_layer": 0, **shared}
+    generator = np.random.default_rng(0)
+
+    def rows(*shape: int) -> Any:
+        return generator.standard_normal((config.batch, *shape)).astype(np.float32)
+
+    drawn = types.SimpleNamespace(obs=rows(1, 17), next_obs=rows(1, 17), action=rows(6).clip(-1, 1), reward=rows())
+    drawn.discount = np.full(config.batch, config.discount, np.float32)
+    return ddpg.Learner(config, actor, critic), drawn
+
+
+def check_ddpg_updates() -> str:
+    """Twenty updates move the actor and the critic as the CPU's do."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    ways = []
+    for device in ("cpu", "cuda"):
+        learner, drawn = ddpg_learner(device)
+        began = [flat.values.cpu().clone() for flat in (learner.actor, learner.critic)]
+        for _ in range(20):
+            learner.update(drawn)
+        ways.append([flat.values.cpu() - b for flat, b in zip((learner.actor, learner.critic), began, strict=True)])
+    worst = max(float((ours - theirs).norm() / theirs.norm()) for theirs, ours in zip(*ways, strict=True))
+    if worst > 0.02:
+        raise AssertionError(f"weights are {worst:.2e} of their way apart after 20 updates")
+    return f"weights at most {worst:.1e} of their way apart after 20 updates"
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "captured updates equal the CPU's": check_captured_updates,
     "updates do not wait": check_no_waiting,
     "batches arrive whole": check_batches_are_not_refilled_mid_copy,
     "mirror equals the host": check_mirror,
+    "A3C's groups learn as its workers": check_groups_learn_what_workers_learn,
+    "DDPG's updates equal the CPU's": check_ddpg_updates,
 }
 
 
@@ -211,6 +284,32 @@ def updates_per_s(precision: str) -> float:
     return 2_000 / (time.perf_counter() - began)
 
 
+def ddpg_updates_per_s() -> float:
+    """On one batch that is brought to the device each time."""
+    learner, drawn = ddpg_learner("cuda")
+    for _ in range(20):
+        learner.update(drawn)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(4_000):
+        learner.update(drawn)
+    torch.cuda.synchronize()
+    return 4_000 / (time.perf_counter() - began)
+
+
+def a3c_steps_per_s(groups: int, games: int, steps: int, **changes: Any) -> tuple[float, dict[str, float]]:
+    """Of a whole training in groups; and the stages' shares."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = dataclasses.replace(
+            command_line.with_preset(a3c.TRAINER, "paper"),
+            env=ENV, device="cuda", workers=groups, envs_per_worker=games, steps=steps, log_every_steps=steps // 8,
+            runs=Path(folder), evaluate_every_steps=0, tensorboard=False, checkpoint_every_minutes=0.0, **changes,
+        )  # fmt: skip
+        rows = read_metrics(a3c.train(config).run.metrics_file)
+    shares = {name: float(rows[name][2:].mean()) for name in rows if name.startswith("share/")}
+    return float(statistics.median(rows["steps_per_s"][2:])), shares
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -253,6 +352,9 @@ def main() -> None:
             "nature", arguments.steps, num_envs=32, precision="bf16"
         ),
         "Stable-Baselines3 [steps/s]": lambda: sb3_steps_per_s(2_000),
+        "A3C, 4 groups of 16 games [steps/s]": lambda: a3c_steps_per_s(4, 16, 4 * arguments.steps),
+        "A3C, 4 groups of 32, nature [steps/s]": lambda: a3c_steps_per_s(4, 32, 4 * arguments.steps, network="nature"),
+        "DDPG, batch 256 [updates/s]": ddpg_updates_per_s,
     }
     for name, case in cases.items():
         attempt("speed", name, case, may_lack=(ImportError,))

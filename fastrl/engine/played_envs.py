@@ -54,7 +54,17 @@ class PlayedAtari:
 
     def step(self, actions: npt.NDArray[np.int64]) -> Played:
         """Let all envs take a step."""
-        obs, reward, terminated, truncated, info = self._pool.step(actions)
+        return self._played(*self._pool.step(actions))
+
+    def send(self, actions: npt.NDArray[np.int64]) -> None:
+        """Let all envs begin a step; :meth:`receive` tells what it brought."""
+        self._pool.send(actions)
+
+    def receive(self) -> Played:
+        """Wait for the end of the step."""
+        return self._played(*self._pool.recv())
+
+    def _played(self, obs: Any, reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]) -> Played:
         cut = np.flatnonzero(truncated & ~terminated)
         last = {int(env): info["final_obs"][env] for env in cut}
         return Played(obs, reward.astype(np.float32), terminated, truncated, last, ended_games(info))
@@ -84,6 +94,7 @@ class PlayedGymnasium:
         self.first_action = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0
         self.obs_shape: tuple[int, ...] = (1, *observation.shape)
         self._returns, self._steps = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self._sent: npt.NDArray[np.int64] | None = None
 
     def start(self, states: Sequence[bytes] | None = None) -> npt.NDArray[Any]:
         """Begin new episodes."""
@@ -108,6 +119,16 @@ class PlayedGymnasium:
             for env in np.flatnonzero(truncated & ~terminated)
         }
         return Played(self._shown(obs), reward.astype(np.float32), terminated, truncated, last, games)
+
+    def send(self, actions: npt.NDArray[np.int64]) -> None:
+        """As :class:`PlayedAtari` does; these envs take their step when it is received."""
+        self._sent = actions
+
+    def receive(self) -> Played:
+        """Take the step."""
+        assert self._sent is not None
+        actions, self._sent = self._sent, None
+        return self.step(actions)
 
     def save_state(self) -> list[bytes] | None:
         """None: these envs cannot be saved."""

@@ -6,6 +6,9 @@ number at the same moment, one of the two changes; a snapshot may hold some numb
 another's step. The papers accept both: gradients are small, and rarely touch in the same microseconds. Numbers are
 never torn, since they are aligned 32-bit words. How often steps overlapped, and how many others were applied between
 snapshot and step, is counted.
+
+On a GPU workers are streams of one process, and what they share lies on the device; the rest is the same. There steps
+are counted when they are handed to the device, and as done when it has done them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
 
 _LINE_BYTES = 64  # of a cache: counters of different workers never share one
 _COUNTERS = ("begun", "done", "lag", "overlaps")
+_CPU = torch.device("cpu")
 
 
 class FlatNetwork:
@@ -78,9 +82,17 @@ class SharedParameters:
         size: how many numbers the network has.
         workers: that apply gradients, each with counters of its own.
         copies: further vectors that are shared, such as a target network's.
+        device: where the vectors lie; those on a GPU are for this process only.
     """
 
-    def __init__(self, size: int, workers: int, copies: int = 0, _memory: SharedMemory | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        workers: int,
+        copies: int = 0,
+        device: torch.device = _CPU,
+        _memory: SharedMemory | None = None,
+    ) -> None:
         self.size, self.workers, self.copies = size, workers, copies
         lines = _LINE_BYTES * (workers + 1)
         self._memory = _memory or SharedMemory.create(lines + 4 * size * (2 + copies))
@@ -89,7 +101,7 @@ class SharedParameters:
         table: npt.NDArray[np.int64] = self._memory.array(0, (workers + 1, words), np.int64)
         self._counters, self._common = table[:workers], table[workers]
         vectors = self._memory.array(lines, (2 + copies, size), np.float32)
-        self.values, self.squares, *self.further = (torch.from_numpy(row) for row in vectors)
+        self.values, self.squares, *self.further = torch.from_numpy(vectors).to(device).unbind()
 
     def handle(self) -> SharedHandle:
         """For :meth:`attach`."""
@@ -98,7 +110,7 @@ class SharedParameters:
     @classmethod
     def attach(cls, handle: SharedHandle) -> SharedParameters:
         """The parameters of another process."""
-        return cls(handle.size, handle.workers, handle.copies, SharedMemory.attach(handle.memory))
+        return cls(handle.size, handle.workers, handle.copies, _memory=SharedMemory.attach(handle.memory))
 
     def applied(self) -> int:
         """How many gradients were applied so far, by all."""
@@ -140,8 +152,8 @@ class SharedRMSProp:
         self._mine = shared._counters[worker]
         self._others = np.arange(shared.workers) != worker
         self._decay, self._epsilon = decay, epsilon
-        self._seen = 0
-        self._scratch = torch.empty(shared.size)
+        self._seen = self._done_before = 0
+        self._scratch = torch.empty_like(shared.values)
 
     def snapshot(self, into: Tensor) -> None:
         """Copy the shared values."""
@@ -150,15 +162,30 @@ class SharedRMSProp:
 
     def apply(self, gradient: Tensor, rate: float) -> None:
         """Move the shared values by ``gradient``, which was computed on the snapshot."""
-        counters = self._shared._counters
-        self._mine[0] += 1
-        done_before = counters[self._others, 1].sum()
-        lag = self._shared.applied() - self._seen
+        self.begin()
+        self._root_of_squares(gradient)
+        self._shared.values.addcdiv_(gradient, self._scratch, value=-rate)
+        self.end()
+
+    def move(self, gradient: Tensor, rate: Tensor) -> None:
+        """The numbers of :meth:`apply`, without counting, for a graph that is captured: the rate is read each time."""
+        self._root_of_squares(gradient)
+        self._shared.values.sub_(torch.div(gradient, self._scratch, out=self._scratch).mul_(rate))
+
+    def _root_of_squares(self, gradient: Tensor) -> None:
         self._shared.squares.mul_(self._decay).addcmul_(gradient, gradient, value=1 - self._decay)
-        torch.add(self._shared.squares, self._epsilon, out=self._scratch)
-        self._shared.values.addcdiv_(gradient, self._scratch.sqrt_(), value=-rate)
+        torch.add(self._shared.squares, self._epsilon, out=self._scratch).sqrt_()
+
+    def begin(self) -> None:
+        """Count an apply as begun."""
+        self._mine[0] += 1
+        self._done_before = int(self._shared._counters[self._others, 1].sum())
+        self._mine[2] += self._shared.applied() - self._seen
+
+    def end(self) -> None:
+        """Count it as done."""
         # An upper bound of lost changes: what others had not done when this began, and have begun by now. (Of a worker
         # that died what it had begun is forgotten, hence the bound below.)
-        self._mine[3] += max(0, int(counters[self._others, 0].sum() - done_before))
-        self._mine[2] += lag
+        begun = int(self._shared._counters[self._others, 0].sum())
+        self._mine[3] += max(0, begun - self._done_before)
         self._mine[1] += 1

@@ -1,7 +1,8 @@
-"""What A3C and asynchronous Q share and their paper does not mention: one worker here, or many in processes.
+"""What A3C and asynchronous Q share and their paper does not mention: one worker here, many in processes, or on a GPU.
 
 A worker plays a round and applies its gradient to shared parameters. One worker alone is deterministic and runs in the
-trainer's process; several run in processes, and the trainer counts, logs, saves, and replaces those that die.
+trainer's process; several run in processes, and the trainer counts, logs, saves, and replaces those that die. On a GPU
+they are groups of games of the trainer's process, which goes from one to the next.
 docs/asynchronous.md says what may be lost, and what is deterministic.
 """
 
@@ -11,41 +12,39 @@ import dataclasses
 import importlib
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastrl.engine.budget import usable_cores
-from fastrl.engine.played_envs import Played, PlayedEnvs, played_envs
+from fastrl.engine.played_envs import PlayedEnvs, played_envs
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
-from fastrl.learn.halves import halves
-from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters, SharedRMSProp, clip_norm
+from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters
 from fastrl.learn.networks import build, described, named_factory
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
+from fastrl.runs.async_worker import ProcessWorker
+from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.norms import gradient_norms, histograms_of
 from fastrl.runs.opening import opened
 from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session
-from fastrl.runs.traps import NonFiniteLoss, Traps
-from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup, as_text, from_text
+from fastrl.runs.traps import NonFiniteLoss
+from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup
 
 _LISTEN_S = 0.05
 _IDLE_S = 0.005
 # A round comes to its end when a pause is wished for, so that only a worker that is stuck needs longer.
 _PAUSE_WITHIN_S = 60.0
 _LAST_PAUSE_WITHIN_S = 2.5  # when told to stop: all is to be over in five seconds
-_LOOK_EVERY_ROUNDS, _LOOK_AT = 1000, 32  # for dead units: at so many observations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,123 +109,6 @@ class AsyncOptions(RunOptions):
         return linear(steps, self.learning_rate, 0.0, self.learning_rate_steps)
 
 
-class AsyncWorker(ABC):
-    """Plays rounds with its own games and applies their gradients to what all share.
-
-    Args:
-        config: the hyper-parameters.
-        network: its description.
-        shared: what it moves.
-        index: which worker it is.
-        envs: its games.
-        stream: the name of its random numbers.
-    """
-
-    sums: ClassVar[tuple[str, ...]]  # what a round tells for the log
-
-    def __init__(
-        self,
-        config: Any,
-        network: dict[str, Any],
-        shared: SharedParameters,
-        index: int,
-        envs: PlayedEnvs,
-        stream: str,
-    ) -> None:
-        self.config, self.envs, self.shared, self.stream = config, envs, shared, stream
-        self.description = network
-        self.local = self.empty_network()
-        self.optimiser = SharedRMSProp(shared, index, config.rmsprop_decay, config.rmsprop_epsilon)
-        self.generator = seeds.generator(config.seed, f"actions {stream}")
-        self.obs: npt.NDArray[Any] = np.empty(0)
-        self.rounds = 0
-        self.hurried: Callable[[], bool] = lambda: False  # whether a round is to end after the step under way
-        self.first_half, self.rest = halves(self.local.network)
-        self.traps: Traps | None = None
-        self._looked_at: list[npt.NDArray[Any]] = []
-
-    def empty_network(self) -> FlatNetwork:
-        """A network for weights that are to be copied into it."""
-        return FlatNetwork(build(self.description, factory=named_factory(self.config.network)))
-
-    def start(self, state: dict[str, Any] | None) -> None:
-        """Begin, or go on from what :meth:`state` gave."""
-        saved = state["envs"] if state else None
-        self.obs = self.envs.start(None if saved is None else [from_text(text) for text in saved])
-        if state:
-            seeds.restore_generator(self.generator, state["generator"])
-            self.rounds = int(state["rounds"])
-            if self.traps and state["traps"]:
-                self.traps.load(state["traps"])
-
-    def state(self) -> dict[str, Any]:
-        """Between rounds, all that it is beside the shared parameters."""
-        saved = self.envs.save_state()
-        return {
-            "envs": None if saved is None else [as_text(one) for one in saved],
-            "generator": seeds.generator_state(self.generator),
-            "rounds": self.rounds,
-            "traps": self.traps.state() if self.traps else None,
-        }
-
-    def watch(self, note: Callable[[str], None]) -> None:
-        """Look out for the quiet ways in which training fails; one worker of a run is enough."""
-        self.traps = Traps(self.local.network, note)
-
-    @abstractmethod
-    def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
-        """Snapshot, play, apply.
-
-        Args:
-            steps_before: of all workers.
-
-        Returns:
-            Steps taken, full games that ended, and a value for each of ``sums``.
-        """
-
-    def complete(self, played: Sequence[Played], steps: int) -> bool:
-        """Whether a round is: it has so many steps, or, for 0, the first game's episode is over.
-
-        A wished pause ends any round, whose last states are then bootstrapped from; never so where there is one worker.
-        """
-        if not played:
-            return False
-        over = len(played) == steps if steps else bool(played[-1].terminated[0] | played[-1].truncated[0])
-        return over or self.hurried()
-
-    def autocast(self) -> Any:
-        """The precision of the networks' products."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def apply(self, loss: Tensor, steps_before: int) -> float:
-        """Apply the gradient of ``loss``; returns its norm before it was clipped."""
-        self.local.gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_norm(self.local.gradient, self.config.max_gradient_norm)
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(
-                f"train: the gradient is {norm} after {steps_before:,} steps, and must be finite; the last checkpoint "
-                f"is from before. Resume from it, or start anew with a smaller learning rate"
-            )
-        self.optimiser.apply(self.local.gradient, self.config.learning_rate_at(steps_before))
-        self.rounds += 1
-        return norm
-
-    def look(self, obs: Sequence[npt.NDArray[Any]], actions: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Once a round was applied: show the traps what was seen and chosen."""
-        if self.traps is None:
-            return
-        self.traps.after_update(self.rounds, 0.0)  # that the gradient is finite, :meth:`apply` has seen
-        for chosen in actions:
-            self.traps.saw_actions(chosen)
-        if self.rounds % _LOOK_EVERY_ROUNDS == 0 or self._looked_at:
-            self._looked_at += obs
-            if sum(map(len, self._looked_at)) >= _LOOK_AT:
-                batch = torch.from_numpy(np.concatenate(self._looked_at))
-                self.traps.inspect(lambda: self.local.network(batch))
-                self._looked_at = []
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One asynchronous algorithm.
@@ -234,7 +116,8 @@ class Recipe:
     Args:
         algorithm: its module in fastrl, which has this recipe as ``RECIPE``.
         config_class: its configuration.
-        worker: plays its rounds.
+        worker: plays its rounds on a CPU.
+        group: plays its rounds on a GPU.
         kind: of its network, see :func:`fastrl.learn.networks.build`.
         acts: how its policy acts when it is measured.
         copies: further vectors of parameters that workers share.
@@ -242,7 +125,8 @@ class Recipe:
 
     algorithm: str
     config_class: type[AsyncOptions]
-    worker: type[AsyncWorker]
+    worker: type[ProcessWorker]
+    group: type[GroupWorker]
     kind: str
     acts: str
     copies: int = 0
@@ -256,16 +140,32 @@ class Recipe:
         accept_changed_bits: bool = False,
     ) -> Session:
         """Train to the end, or until told to stop."""
-        if config.device == "cuda":
-            raise ValueError(f"device: {self.algorithm} learns on the CPU; use --device cpu")
-        config = resolved(dataclasses.replace(config, device="cpu"))
-        num_envs = config.games_per_worker if config.alone else 1
+        # With processes the GPU would be idle most of the time, so that it is used only where it is asked for.
+        config = resolved(dataclasses.replace(config, device="cpu" if config.device == "auto" else config.device))
+        in_groups = _in_groups(config)
+        if in_groups and not config.steps_per_round:
+            raise ValueError(
+                "device: rounds of whole episodes have no length that a GPU could be prepared for; use --device cpu"
+            )
+        num_envs = config.games_per_worker if config.alone or in_groups else 1
+        threads = _group_threads(config) if in_groups else config.threads
 
         def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:
-            return make_envs(config, num_envs, _stream(0, 0), config.threads)
+            return make_envs(config, num_envs, _stream(0, 0), threads)
 
         with opened(config, first_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
             return _Run(self, config, envs, resumed).train()
+
+
+def _in_groups(config: Any) -> bool:
+    """Whether workers are groups of games of this process, with a GPU to learn on."""
+    return bool(config.device == "cuda")
+
+
+def _group_threads(config: Any) -> int:
+    """That emulate for each group: a little more than its share, for those of a group that learns rest."""
+    groups = 1 if config.alone else config.workers
+    return max(1, math.ceil((config.threads or usable_cores()) / max(1, groups - 1)))
 
 
 def _stream(worker: int, life: int) -> str:
@@ -342,7 +242,10 @@ class _Run:
                 f"as statistics of a normalisation; workers share parameters only, so use layers without buffers"
             )
         self.model = FlatNetwork(built)
-        self.shared = SharedParameters(self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies)
+        self.device = torch.device(config.device)
+        self.shared = SharedParameters(
+            self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies, self.device
+        )
         for vector in (self.shared.values, *self.shared.further):
             vector.copy_(self.model.values)
         self.saved: dict[str, Any] | None = None
@@ -367,7 +270,7 @@ class _Run:
         """All that is shared, and the network for whoever wants to act."""
         self.model.values.copy_(self.shared.values)
         policy = {f"policy.{name}": tensor for name, tensor in self.model.network.state_dict().items()}
-        return {**self._vectors(), **policy}
+        return {**{name: vector.cpu() for name, vector in self._vectors().items()}, **policy}
 
     def state(self, workers: list[dict[str, Any]]) -> dict[str, Any]:
         """What is saved beside the tensors.
@@ -414,7 +317,8 @@ class _Run:
         if self.saved is not None:
             self.sums += self.saved["sums"]
         with Session(recipe.algorithm, config, games, resumed=self.resumed, policy=policy, facts=facts) as session:
-            states = self._alone(session) if config.alone else self._together(session)
+            way = self._grouped if _in_groups(config) else self._alone if config.alone else self._together
+            states = way(session)
             session.finish(self.tensors(), self.state(states))
         return session
 
@@ -448,6 +352,64 @@ class _Run:
             if session.checkpoint_due(steps):
                 session.checkpoint(self.tensors(), self.state(state()))
         return state()
+
+    def _grouped(self, session: Session) -> list[dict[str, Any]]:
+        """Groups of games in this process: while those of one play, it looks after the others."""
+        config, groups, others = self.config, list[GroupWorker](), list[PlayedEnvs]()
+        saved = self.saved["workers"] if self.saved else [{"state": None}] * self.shared.workers
+        before, begun = self.sums.copy(), session.steps
+
+        def turn(group: GroupWorker, begin: bool = True) -> int:
+            nonlocal begun
+            steps, games = group.turn(session.clock, session.steps, begin and begun < config.steps)
+            if group.at == 0:
+                begun += group.steps_of_a_round
+            for each in groups:
+                each.count_done()
+            session.updates += steps > 0
+            session.stepped(steps, games)
+            return steps
+
+        def settle() -> int:
+            """Bring the rounds under way to their ends; how many steps that took."""
+            steps = 0
+            for group in groups:
+                while group.under_way:
+                    steps += turn(group, begin=False)
+            return steps
+
+        def norms() -> dict[str, float]:
+            return {f"grad_norm/{layer}": norm for layer, norm in gradient_norms(groups[0].local.network).items()}
+
+        def states() -> list[dict[str, Any]]:
+            return [{"life": 0, "state": group.state()} for group in groups]
+
+        try:
+            for index in range(self.shared.workers):
+                stream, envs = _stream(index, 0), self.envs
+                if index:
+                    envs = make_envs(config, config.games_per_worker, stream, _group_threads(config))
+                    others.append(envs)
+                groups.append(self.recipe.group(config, self.network, self.shared, index, envs, stream, self.device))
+                if index == 0:
+                    groups[0].watch(session.note)
+                groups[-1].start(saved[index]["state"])
+            running = True
+            while running:
+                running = session.running()
+                steps = sum(turn(group) for group in groups) if running else settle()
+                due = session.evaluation_due(steps) or session.checkpoint_due(steps)
+                if due:
+                    steps += settle()
+                if due or not running or session.crossed(config.log_every_steps, steps):
+                    self.sums = before + sum(group.summed() for group in groups)
+                self._after(session, steps, norms, lambda: histograms_of(groups[0].local.network))
+                if running and session.checkpoint_due(steps):
+                    session.checkpoint(self.tensors(), self.state(states()))
+            return states()
+        finally:
+            for envs in others:
+                envs.close()
 
     def _together(self, session: Session) -> list[dict[str, Any]]:
         """Workers play and learn in their processes; this one counts, logs and saves."""
