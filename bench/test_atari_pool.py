@@ -3,7 +3,8 @@
 Same settings for all: 16 envs, frame skip 4, stack of 4, up to 30 no-ops, FIRE at resets, life loss ends an episode,
 clipped rewards, no sticky actions, the same random actions. The limit is the engine alone: a loop in as many threads
 that makes the very act() and reset_game() calls that our pool makes in the same round, and nothing else. Where the pool
-jumps to saved starts it emulates less than this loop.
+jumps to saved starts it emulates less than this loop. It plays one game after the other; "in turn" is the same loop
+step by step over its games, as a pool has to go, when each finds the caches full of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from contest import side_by_side, stepper
 
 import fastrl
-from fastrl.engine.stage_times import BareEngine
+from fastrl.engine.stage_times import BareEngine, play_in_turn
 
 GAMES = ("pong", "breakout", "space_invaders", "ms_pacman", "seaquest", "qbert")
 QUICK_GAMES = ("breakout",)
@@ -84,19 +85,13 @@ def ale_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]
     return stepper(envs.step, actions)
 
 
-def bare_engine(game: str, threads: int, actions: np.ndarray, rounds: int) -> Callable[[], None]:
+def bare_engine(game: str, threads: int, actions: np.ndarray, rounds: int, in_turn: bool = False) -> Callable[[], None]:
     """The engine alone, split over threads, making the calls that our pool makes in the same round."""
-    rows = [[actions[:, env].tolist()] * (rounds + 1) for env in range(NUM_ENVS)]
+    steps = 1 if in_turn else len(actions)  # of a row: what one game plays before the next one's turn
+    rows = [actions[:, env].reshape(-1, steps).tolist() * (rounds + 1) for env in range(NUM_ENVS)]
     engines = [BareEngine(f"{camel(game)}NoFrameskip-v4", "sb3", env, rows[env]) for env in range(NUM_ENVS)]
-
-    def run() -> None:
-        def play(share: slice) -> None:
-            for engine in engines[share]:
-                engine.play_next()
-
-        side_by_side(play, threads)
-
-    return run
+    rows_per_round = len(actions) // steps
+    return lambda: side_by_side(lambda share: play_in_turn(engines[share], rows_per_round), threads)
 
 
 def check_answer(game: str) -> None:
@@ -128,7 +123,8 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     actions = random_actions(steps, game)
     match = contest(f"{game}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="act() loop")
     limit = bare_engine(game, threads, actions, rounds)
-    others = {"act() loop": limit, **match.peers(PEERS, game, threads, actions)}
+    in_turn = bare_engine(game, threads, actions, rounds, in_turn=True)
+    others = {"act() loop": limit, "act() in turn": in_turn, **match.peers(PEERS, game, threads, actions)}
     match.run(our_pool(game, threads, actions), others, rounds)
 
 

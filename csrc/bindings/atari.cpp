@@ -42,6 +42,26 @@ std::shared_ptr<const PixelTable> pixel_table(const Bytes& single, const Bytes& 
   return table;
 }
 
+// What an env asked of its engine, as record_calls() wrote it.
+void make_calls(Emulator& console, const std::string& calls) {
+  for (const char call : calls) {
+    const auto code = static_cast<std::uint8_t>(call);
+    if (code == SavableEmulator::kResetCall) {
+      console.reset_game();
+    } else {
+      console.act(code);
+    }
+  }
+}
+
+// The calls of many envs in the order in which a pool makes them: `calls` has, for each step, those of every console.
+void replay_in_turn(const std::vector<Emulator*>& consoles, const std::vector<std::vector<std::string>>& calls) {
+  const Unlocked released;
+  for (const std::vector<std::string>& step : calls) {
+    for (std::size_t i = 0; i < consoles.size(); ++i) make_calls(*consoles[i], step.at(i));
+  }
+}
+
 // Made once a game, shared by its pools. Empty: every reset is emulated.
 struct BoundStarts {
   std::shared_ptr<const CachedStarts> starts;
@@ -119,14 +139,7 @@ void register_engine(py::module_& m) {
           "replay",
           [](Emulator& self, const std::string& calls) {
             const Unlocked released;
-            for (const char call : calls) {
-              const auto code = static_cast<std::uint8_t>(call);
-              if (code == SavableEmulator::kResetCall) {
-                self.reset_game();
-              } else {
-                self.act(code);
-              }
-            }
+            make_calls(self, calls);
           },
           "calls"_a)
       .def("game_over", &Emulator::game_over)
@@ -193,6 +206,8 @@ void register_parts(py::module_& m) {
         self.screen(plane);
         self.reducer.set_plane(span_of(plane));
       });
+
+  m.def("replay_in_turn", replay_in_turn, "consoles"_a, "calls"_a);
 
   py::class_<NumpyRandom>(m, "NumpyRandom")
       .def(py::init([](std::uint64_t state_high, std::uint64_t state_low, std::uint64_t increment_high,

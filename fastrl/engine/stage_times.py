@@ -60,17 +60,28 @@ class BareEngine:
     def __init__(self, env_id: str, protocol: str | Protocol, seed: int, actions: Sequence[Sequence[int]]) -> None:
         rules = rules_for(env_id, protocol)
         seeds = env_seed(seed)
-        self._chunks = native.core.record_calls(native.engine(), rules, seeds, actions)
-        self._console = native.core.Emulator(native.engine())
-        self._console.load_rom(rules["rom"], seeds[0], rules["sticky"], rules["max_frames"])
+        self._chunks: list[bytes] = native.core.record_calls(native.engine(), rules, seeds, actions)
+        self.console = native.core.Emulator(native.engine())
+        self.console.load_rom(rules["rom"], seeds[0], rules["sticky"], rules["max_frames"])
         self._next = 0
 
     def play_next(self) -> int:
         """Make the calls of the next row of actions; how many they were."""
+        calls = self.take_next()
+        self.console.replay(calls)
+        return len(calls)
+
+    def take_next(self) -> bytes:
+        """The calls of the next row of actions, for whoever makes them."""
         calls = self._chunks[self._next % len(self._chunks)]
         self._next += 1
-        self._console.replay(calls)
-        return len(calls)
+        return calls
+
+
+def play_in_turn(engines: Sequence[BareEngine], rows: int) -> None:
+    """The next ``rows`` rows of all, one row of each at a time, as a pool goes through its envs."""
+    calls = [[engine.take_next() for engine in engines] for _ in range(rows)]
+    native.core.replay_in_turn([engine.console for engine in engines], calls)
 
 
 def _random_actions(count: int, choices: int, seed: int) -> list[int]:
