@@ -23,7 +23,6 @@ Differences from the paper, each with its reason:
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -211,7 +210,9 @@ class Learner:
         # Of the last update: the critic's loss; Q(s, a), y and Q(s, m(s)) of each transition.
         self.loss = torch.zeros((), device=self.device)
         self.seen = (torch.zeros(config.batch, device=self.device),) * 3
-        self._looks: deque[Tensor] = deque(maxlen=_MOST_LOOKS)
+        # In one piece: small ones between an update's large temporary ones would keep memory from being used again.
+        self._looks = torch.empty((_MOST_LOOKS, 3 * config.batch), device=self.device)
+        self._look_count = 0  # since the last row of the log
         self._step = Captured(self._update_from_batch, self.device)
         self._answers = Answers(self.actor.network, self.device)
 
@@ -232,7 +233,8 @@ class Learner:
         self._step()
         self.updates += 1
         if self.updates % _LOOK_EVERY_UPDATES == 0:
-            self._looks.append(torch.cat(self.seen))
+            torch.cat(self.seen, out=self._looks[self._look_count % _MOST_LOOKS])
+            self._look_count += 1
 
     @torch.no_grad()
     def _update_from_batch(self) -> None:
@@ -270,7 +272,7 @@ class Learner:
     def statistics(self) -> dict[str, float | None]:
         """Of every tenth update since the last call."""
         looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
-        self._looks.clear()
+        self._look_count = 0
         values, target, raised = looks.swapaxes(0, 1)
         row = {
             **spread("critic_loss", np.square(values - target).mean(1)),
@@ -301,7 +303,10 @@ class Learner:
         return {**found, "looks": self._looked()}
 
     def _looked(self) -> Tensor:
-        return torch.stack(list(self._looks)) if self._looks else self.loss.new_zeros((0, 3 * self.config.batch))
+        """The newest ones, oldest first."""
+        if self._look_count <= _MOST_LOOKS:
+            return self._looks[: self._look_count].clone()
+        return self._looks.roll(-(self._look_count % _MOST_LOOKS), 0)
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Become what :meth:`tensors` gave."""
@@ -309,7 +314,8 @@ class Learner:
             network.load_state_dict(under(f"{part}.", tensors))
         for name, optimiser in self.optimisers.items():
             optimiser.load(under(f"optimiser.{name}.", tensors))
-        self._looks.extend(tensors["looks"].to(self.device))
+        self._look_count = len(tensors["looks"])
+        self._looks[: self._look_count] = tensors["looks"].to(self.device)
         self.updates = updates
 
 

@@ -841,3 +841,19 @@ def test_q_is_what_the_critic_says_of_what_was_done() -> None:
     assert (row["q_min"], row["q_max"]) == pytest.approx((values.min().item(), values.max().item()), rel=1e-4)
     assert row["critic_loss_mean"] == pytest.approx(loss.item(), rel=1e-4)
     assert learner.statistics()["q_mean"] is None  # told once
+
+
+def test_of_many_updates_the_newest_looks_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddpg, "_MOST_LOOKS", 4)
+    learner, generator, seen = learner_of(small("fast")), np.random.default_rng(0), []
+    for number in range(1, 7 * ddpg._LOOK_EVERY_UPDATES + 1):
+        learner.update(batch_of(generator, 32))
+        if number % ddpg._LOOK_EVERY_UPDATES == 0:
+            seen.append(torch.cat(learner.seen))
+        if number == 3 * ddpg._LOOK_EVERY_UPDATES:
+            assert torch.equal(learner.tensors()["looks"], torch.stack(seen))
+    kept = learner.tensors()
+    assert torch.equal(kept["looks"], torch.stack(seen[-4:]))
+    again = learner_of(small("fast"))
+    again.load(kept, learner.updates)
+    assert again.statistics()["q_mean"] == learner.statistics()["q_mean"]

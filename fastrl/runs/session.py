@@ -464,9 +464,10 @@ def resident_mb() -> float:
     """Memory that this process takes now, in megabytes. What it has mapped twice (its own lanes) counts once."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+        kibibytes = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * 1024 / 1e6
 
 
 @contextlib.contextmanager
