@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 import fastrl
+from fastrl.engine.protocol import PROTOCOLS
 
 _ENVS = 4
 _CAPACITY = 4000
@@ -35,8 +35,7 @@ def compare_with_what_was_acted_on(
     game: str, protocol: str, autoreset: str, steps: int, look_every: int = 400, seed: int = 0
 ) -> Played:
     """Play at random, and compare samples with the stacks that actions were chosen on; of four envs, ``steps`` each."""
-    padding: Literal["zeros", "first_frame"] = "first_frame" if protocol == "gymnasium" else "zeros"
-    made = fastrl.Replay(_CAPACITY, _ENVS, padding=padding, seed=seed)
+    made = fastrl.Replay(_CAPACITY, _ENVS, padding=PROTOCOLS[protocol].stack_padding, seed=seed)
     pool = fastrl.AtariPool(game, _ENVS, protocol, sink=made.sink(), max_frames=_MAX_FRAMES, autoreset=autoreset)
     rng = np.random.default_rng(seed)
     acted: dict[tuple[int, int], np.ndarray] = {}  # the stack that each step's action was chosen on
