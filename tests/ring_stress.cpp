@@ -1213,9 +1213,10 @@ void follow_ring(Random random, Followed& followed) {
       before += weights[place];
     }
     require(priorities.total() == before && priorities.count() == count, "the root is not the sum of the leaves");
-    for (std::uint64_t left = below(random, 30); left > 0; --left) {  // also of what has left, or is not there yet
+    for (std::uint64_t left = below(random, 30); left > 0; --left) {
       const std::uint64_t lane = below(random, shape.lanes);
-      const std::uint64_t step = whole_ring(ends[lane], shape.slots).first + below(random, shape.slots + 8);
+      // Also of a step that is not there yet, and of one whose slot has become another's.
+      const std::uint64_t step = whole_ring(ends[lane], 2 * shape.slots).first + below(random, 2 * shape.slots + 8);
       const bool known = priorities.update({lane, step}, static_cast<double>(below(random, 1000)) / 100);
       require(known == can_be_drawn(lane, step),
               [&] { return "an update of " + place_of(lane, step) + " was judged wrongly"; });

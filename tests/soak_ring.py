@@ -90,7 +90,8 @@ class Soak:
             except subprocess.TimeoutExpired as late:
                 raise Failed(f"not done after {late.timeout:.0f} s") from late
         if result.returncode != 0:
-            raise Failed((result.stdout + result.stderr).strip().splitlines()[-1])
+            lines = (result.stdout + result.stderr).strip().splitlines()
+            raise Failed(next((line for line in lines if line.startswith(("FAILED", "E  "))), lines[-1]))
         return result.stdout.strip()
 
     def driver(self, *arguments: object, name: str = "ring_stress", longest_s: float = LONGEST_S) -> str:
