@@ -252,7 +252,7 @@ def figure(results: Sequence[Drawn], kind: str) -> str:
     steps = sum(one.steps_meanwhile for one in results)
     said = (
         f"{draws:,} draws {kind}, {len(results)} seeds, {steps:,} steps written meanwhile: p-values "
-        f"{min(p_values):.2g} to {max(p_values):.2g} (together {all_p:.2g}), {outside} zero-weight draws"
+        f"{min(p_values):.2g} to {max(p_values):.3f} (together {all_p:.2g}), {outside} zero-weight draws"
     )
     updates = sum(one.updates for one in results)
     if updates:

@@ -1,4 +1,4 @@
-"""The replay's promises at length: `python tests/soak_ring.py --output tests/ring_soak_results.md`, some 40 minutes.
+"""The replay's promises at length: `python tests/soak_ring.py --output tests/ring_soak_results.md`, half an hour.
 
 Each row of docs/reliability.md that size makes stronger, R1 to R10, on an otherwise quiet machine. The logic is that of
 the tests: the drivers of tests/CMakeLists.txt (built here first, unless ``--drivers`` says where they are), the model,
@@ -186,8 +186,9 @@ def build() -> None:
 def report(soak: Soak, rows: list[tuple[str, str, str, float]], broken: int) -> str:
     """What was run and what came out, in Markdown."""
     about = {**versions("numpy", "gymnasium", "ale-py"), "cpu": machine()["cpu"], "cores": machine()["usable_cores"]}
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode != 0
-    about["commit"] = f"{commit()}{', changed since' if changed else ''}"
+    about["commit"] = commit() or "?"  # of an installed package
+    if about["commit"] != "?" and subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT).returncode != 0:
+        about["commit"] += ", changed since"
     minutes = sum(row[-1] for row in rows) / 60
     lines = [
         "# The replay's promises at length",
