@@ -19,12 +19,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
-import datetime
-import importlib.metadata
 import math
 import os
 import pickle
-import platform
 import subprocess
 import sys
 import time
@@ -39,8 +36,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from reference import ORACLES, ReferenceEnv, Seen
+from versions import as_table, versions
 
-from fastrl import AtariPool, build_info
+from fastrl import AtariPool
 from fastrl.engine.games import cacheable_noops, rom_md5, rom_path
 
 GAMES = (
@@ -552,27 +550,6 @@ def table(title: str, tallies: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-def versions() -> dict[str, str]:
-    packages = ("ale-py", "gymnasium", "stable-baselines3", "opencv-python-headless", "numpy")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "?"
-    info = build_info()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        **found,
-        "Python": platform.python_version(),
-        "machine": platform.machine(),
-        "fastrl": info["version"],
-        "native sources": info["source_hash"],
-        "compiler": info["compiler"],
-        "cpu path": info["cpu_path"],
-    }
-
-
 def report(
     arguments: argparse.Namespace,
     done: list[tuple[Cell, Counter[str]]],
@@ -597,8 +574,7 @@ def report(
         f"{everything['observations']:,} observations ({everything['bytes']:,} bytes) of {everything['frames']:,} "
         f"emulated frames compared in {seconds / 60:.0f} minutes: **{result}**.",
         "",
-        "| | |\n|---|---|",
-        *(f"| {name} | {value} |" for name, value in versions().items()),
+        as_table(versions("ale-py", "gymnasium", "stable-baselines3", "opencv-python-headless", "numpy")),
         "",
         *(f"- {text}" for text in failed),
         "Compared to the byte at every step and reset: observation, reward, terminated, truncated, lives, frame",

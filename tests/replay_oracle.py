@@ -71,37 +71,56 @@ class OracleLane:
         pad = np.zeros_like(newest.obs) if padding == "zeros" else have[0]
         return np.stack([pad] * missing + have)
 
-    def transition(
-        self, step: int, end: int, slots: int, stack: int, n_step: int, gamma: float, padding: str
-    ) -> Expected | None:
-        """Transition ``step`` of a lane of ``slots`` places of which ``end`` steps are seen; None: not eligible."""
-        first = max(0, end - (slots - GUARD_STEPS))
+    def end_of(self, step: int, end: int, slots: int, stack: int, n_step: int) -> int | None:
+        """Where transition ``step`` ends, in a lane of ``slots`` places of which ``end`` steps are seen.
+
+        None: it is not eligible.
+        """
         here = self.slots[step]
-        if here.last or step - min(here.age, stack - 1) < first:
+        if here.last or step - min(here.age, stack - 1) < self.first(end, slots):
             return None
-        reward, discount = 0.0, 1.0
         for later in range(step + 1, step + n_step + 1):
             if later >= end or self.slots[later].episode != here.episode:
                 return None
-            slot = self.slots[later]
+            if self.slots[later].last:
+                break
+        return later
+
+    def transition(
+        self, step: int, end: int, slots: int, stack: int, n_step: int, gamma: float, padding: str
+    ) -> Expected | None:
+        """Transition ``step`` as a sample must show it."""
+        last = self.end_of(step, end, slots, stack, n_step)
+        if last is None:
+            return None
+        reward, discount = 0.0, 1.0
+        for slot in self.slots[step + 1 : last + 1]:
             reward += discount * float(np.float32(slot.reward))
             discount *= gamma
             if slot.terminated:
                 discount = 0.0
-            if slot.last:
-                break
         return Expected(
             self.stack(step, stack, padding),
             self.slots[step + 1].action,
             reward,
             discount,
-            self.stack(later, stack, padding),
+            self.stack(last, stack, padding),
         )
+
+    @staticmethod
+    def first(end: int, slots: int) -> int:
+        """The oldest step that is seen."""
+        return max(0, end - (slots - GUARD_STEPS))
+
+    def eligible_steps(self, end: int, slots: int, stack: int, n_step: int) -> list[int]:
+        """The steps of every eligible transition."""
+        seen = range(self.first(end, slots), end)
+        return [step for step in seen if self.end_of(step, end, slots, stack, n_step) is not None]
 
     def eligible(
         self, end: int, slots: int, stack: int, n_step: int, gamma: float, padding: str
     ) -> dict[int, Expected]:
         """Every eligible transition by its step."""
-        first = max(0, end - (slots - GUARD_STEPS))
-        found = {t: self.transition(t, end, slots, stack, n_step, gamma, padding) for t in range(first, end)}
+        steps = range(self.first(end, slots), end)
+        found = {t: self.transition(t, end, slots, stack, n_step, gamma, padding) for t in steps}
         return {t: expected for t, expected in found.items() if expected is not None}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+import time
+from collections.abc import Iterator, MutableSequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +17,41 @@ import fastrl
 
 def observation(lane: int, step: int) -> np.ndarray:
     return np.array([lane, step, 1000 * lane + step + 0.5], np.float32)
+
+
+def scripted(lane: int, seed: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What a writer is to do in a lane, step by step, for ever: the name of a method, and its arguments."""
+    rng = np.random.default_rng([seed, lane])
+    is_open = False
+    for step in itertools.count():
+        broken_off, terminated, truncated = (rng.random(3) < (0.03, 0.1, 0.1)).tolist()
+        if not is_open or broken_off:
+            is_open = True
+            yield "start", (observation(lane, step),)
+        else:
+            is_open = not (terminated or truncated)
+            yield "append", (step % 5, step / 7, observation(lane, step), terminated, truncated)
+
+
+def write_paced(writer: fastrl.Writer, seed: int, limits: MutableSequence[int]) -> None:
+    """Write as the script says, never a step from ``limits[lane]`` on, until that is negative."""
+    parent = os.getppid()
+    for name, arguments in scripted(writer.lane, seed):
+        while (limit := limits[writer.lane]) <= writer.next_step:
+            if limit < 0 or os.getppid() != parent:
+                return
+            time.sleep(1e-5)
+        getattr(writer, name)(*arguments)
+
+
+def paced_writers(limits: MutableSequence[int], told: Connection) -> None:
+    """Writes one replay after another, each time the lane and the seed that it is told."""
+    while (job := told.recv()) is not None:
+        handle, lane, seed = job
+        with fastrl.Replay.attach(handle).writer(lane) as writer:
+            told.send("writing")
+            write_paced(writer, seed, limits)
+        told.send("done")
 
 
 def attached_writer(handle: fastrl.ReplayHandle, said: Connection) -> None:

@@ -3,8 +3,9 @@
 //   ring_stress torture SECONDS [SEED]     writers, samplers and a prefetcher race on rings so small that they meet
 //   ring_stress crashpoints                the writer is killed at each of its steps, in every slot
 //   ring_stress kills COUNT [SEED]         it is killed at any time, while others read
-//   ring_stress lane_races COUNT           processes want the same lane at once
+//   ring_stress lane_races COUNT [RACERS]  processes want the same lane at once, four unless said
 //   ring_stress no_leak COUNT              what is left when the processes of a ring have ended or were killed
+//   ring_stress exact UPDATES [SEED]       sums of priorities, and which number below the sum finds whom
 //
 // Each prints one line, and ends with exit code 1 at the first thing that differs. What a writer writes is a function
 // of the seed, the lane and the step (Script), so a reader knows what it must see without asking the writer. With a
@@ -45,8 +46,10 @@
 #include <vector>
 
 #include "replay/prefetcher.hpp"
+#include "replay/priorities.hpp"
 #include "replay/ring.hpp"
 #include "replay/sampler.hpp"
+#include "replay/sum_tree.hpp"
 #include "replay/transitions.hpp"
 
 namespace fastrl {
@@ -905,8 +908,6 @@ void kills(std::uint64_t count, std::uint64_t seed) {
 
 // ---- lane_races
 
-constexpr std::size_t kRacers = 4;
-
 struct RaceBoard {
   std::atomic<std::size_t> ready = 0;
   std::atomic<int> heat = -1;  // which may run
@@ -946,7 +947,8 @@ void race_for_lane(RaceBoard& board, std::size_t me, const RegionAddress& addres
   while (true) pause_for(1'000'000'000);
 }
 
-void lane_races(std::uint64_t count) {
+void lane_races(std::uint64_t count, std::uint64_t racing) {
+  require(racing >= 2, "a race is of two at least");
   Random random(1);
   const RingShape shape{1, 32, kStack, 7056, 1};
   std::int64_t longest_takeover = 0;
@@ -957,13 +959,11 @@ void lane_races(std::uint64_t count) {
     const Script script(round, &takeovers);
     const SharedPage<RaceBoard> board;
     std::vector<Child> racers;
-    for (std::size_t me = 0; me < kRacers; ++me) {
+    for (std::size_t me = 0; me < racing; ++me) {
       racers.emplace_back([&, me] { race_for_lane(*board, me, address, shape, script); });
     }
-    const auto all_know = [&](std::size_t heat) {
-      return board->winners[heat] + board->losers[heat] == kRacers - heat;
-    };
-    wait_until([&] { return board->ready == kRacers; }, "all were ready");
+    const auto all_know = [&](std::size_t heat) { return board->winners[heat] + board->losers[heat] == racing - heat; };
+    wait_until([&] { return board->ready == racing; }, "all were ready");
     board->heat = 0;
     wait_until([&] { return all_know(0); }, "all had tried");
     require(board->winners[0] == 1, "the first race had not one winner");
@@ -983,9 +983,9 @@ void lane_races(std::uint64_t count) {
     Checker(*ring, script).check_all(0);
   }
   std::printf(
-      "%llu races of %zu processes, the owner killed in each: exactly 1 winner each time, longest takeover "
+      "%llu races of %llu processes, the owner killed in each: exactly 1 winner each time, longest takeover "
       "%.3f ms\n",
-      static_cast<unsigned long long>(count), kRacers, ms(longest_takeover));
+      static_cast<unsigned long long>(count), static_cast<unsigned long long>(racing), ms(longest_takeover));
 }
 
 // ---- no_leak
@@ -1127,9 +1127,126 @@ void no_leak(std::uint64_t count) {
   }
 }
 
+// ---- exact
+
+// Which leaf each number below the sum finds: each leaf as often as its weight says, in order.
+void enumerate_small_trees(Random& random, std::uint64_t rounds) {
+  for (std::uint64_t round = 0; round < rounds; ++round) {
+    const std::uint64_t leaves = 1 + round % 40;
+    SumTree tree(leaves);
+    for (std::uint64_t i = 0; i < 3 * leaves; ++i) {
+      const std::uint64_t leaf = below(random, leaves);
+      tree.set(leaf, below(random, 6));
+    }
+    std::uint64_t at = 0;
+    for (std::uint64_t leaf = 0; leaf < leaves; ++leaf) {
+      for (std::uint64_t i = 0; i < tree.weight(leaf); ++i, ++at) {
+        require(tree.find(at) == leaf, [&] { return "number " + std::to_string(at) + " finds another leaf"; });
+      }
+    }
+    require(tree.total() == at, "the root is not the sum of the leaves");
+  }
+}
+
+void require_no_drift(Random& random, std::uint64_t updates) {
+  constexpr std::uint64_t kLeaves = 100'000;
+  SumTree tree(kLeaves);
+  std::vector<std::uint64_t> weights(kLeaves);
+  std::uint64_t look = 1;
+  for (std::uint64_t i = 1; i <= updates; ++i) {
+    const std::uint64_t leaf = below(random, kLeaves);
+    // Some leave; of the others no two sizes are alike, as a sum of floats would like them least.
+    weights[leaf] = one_in(random, 8) ? 0 : 1 + (random() >> (21 + below(random, 43)));
+    tree.set(leaf, weights[leaf]);
+    if (i != look && i != updates) continue;
+    look += 1 + updates / 64;
+    std::uint64_t sum = 0;
+    for (const std::uint64_t weight : weights) sum += weight;
+    require(tree.total() == sum, [&] { return "root error after " + std::to_string(i) + " updates"; });
+  }
+}
+
+// Priorities of a ring that is written on: who may be drawn, the sum, and who is found where.
+struct Followed {
+  std::uint64_t rings = 0;
+  std::uint64_t updates = 0;
+  std::uint64_t stale = 0;
+};
+
+void follow_ring(Random random, Followed& followed) {
+  const RingShape shape{2, 24 + below(random, 17), kStack, 16, 1};
+  const std::shared_ptr<const Ring> ring = Ring::create(shape);
+  const Script script(random());
+  std::array<ScriptedWriter, 2> writers{ScriptedWriter(ring, 0, script), ScriptedWriter(ring, 1, script)};
+  const TransitionRules& rules = kRules[below(random, kRules.size())];
+  const TransitionReader reader(*ring, rules);
+  Priorities priorities(*ring, rules, 1);
+  std::vector<std::uint64_t> ends(shape.lanes);
+  const auto can_be_drawn = [&](std::uint64_t lane, std::uint64_t step) {
+    const Window window = window_until(ends[lane], shape.slots);
+    return step >= window.first && step < window.end && reader.judge(lane, step, window) == Verdict::kTaken;
+  };
+  for (int round = 0; round < 200; ++round) {
+    for (std::uint64_t left = below(random, 20); left > 0; --left) writers[below(random, 2)].write();
+    for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) ends[lane] = ring->published(lane);
+    priorities.follow(ends);
+    std::vector<std::uint64_t> weights(shape.lanes * shape.slots);
+    std::uint64_t count = 0;
+    for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) {
+      const Window kept = whole_ring(ends[lane], shape.slots);
+      for (std::uint64_t step = kept.first; step < kept.end; ++step) {
+        const std::uint64_t weight = priorities.weight({lane, step});
+        require((weight > 0) == can_be_drawn(lane, step),
+                [&] { return "only what is eligible has a weight, but: " + place_of(lane, step); });
+        weights[lane * shape.slots + step % shape.slots] = weight;
+        count += weight > 0 ? 1 : 0;
+      }
+    }
+    std::uint64_t before = 0;
+    for (std::uint64_t place = 0; place < weights.size(); ++place) {
+      if (weights[place] == 0) continue;
+      for (const std::uint64_t at : {before, before + weights[place] - 1}) {  // what lies between finds the same
+        const Drawn found = priorities.find(at);
+        require(found.lane * shape.slots + found.step % shape.slots == place && can_be_drawn(found.lane, found.step),
+                [&] { return "number " + std::to_string(at) + " finds " + place_of(found.lane, found.step); });
+      }
+      before += weights[place];
+    }
+    require(priorities.total() == before && priorities.count() == count, "the root is not the sum of the leaves");
+    for (std::uint64_t left = below(random, 30); left > 0; --left) {
+      const std::uint64_t lane = below(random, shape.lanes);
+      // Also of a step that is not there yet, and of one whose slot has become another's.
+      const std::uint64_t step = whole_ring(ends[lane], 2 * shape.slots).first + below(random, 2 * shape.slots + 8);
+      const bool known = priorities.update({lane, step}, static_cast<double>(below(random, 1000)) / 100);
+      require(known == can_be_drawn(lane, step),
+              [&] { return "an update of " + place_of(lane, step) + " was judged wrongly"; });
+      ++followed.updates;
+      followed.stale += known ? 0 : 1;
+    }
+  }
+  ++followed.rings;
+}
+
+void exact(std::uint64_t updates, std::uint64_t seed) {
+  constexpr std::uint64_t kTrees = 4000;
+  Random random(mixed(seed));
+  enumerate_small_trees(random, kTrees);
+  require_no_drift(random, updates);
+  Followed followed;
+  for (int ring = 0; ring < 20; ++ring) follow_ring(Random(random()), followed);
+  require(followed.stale > 0 && followed.stale < followed.updates, "nothing was stale, or everything");
+  std::printf(
+      "root error 0 after %llu updates; every number below the sums of %llu trees finds its leaf; in %llu rings 0 "
+      "zero-weight draws, %llu stale updates dropped of %llu\n",
+      static_cast<unsigned long long>(updates), static_cast<unsigned long long>(kTrees),
+      static_cast<unsigned long long>(followed.rings), static_cast<unsigned long long>(followed.stale),
+      static_cast<unsigned long long>(followed.updates));
+}
+
 void run(const std::vector<std::string>& arguments) {
   const char* const usage =
-      "usage: ring_stress torture SECONDS [SEED] | crashpoints | kills COUNT [SEED] | lane_races COUNT | no_leak COUNT";
+      "usage: ring_stress torture SECONDS [SEED] | crashpoints | kills COUNT [SEED] | lane_races COUNT [RACERS] | "
+      "no_leak COUNT | exact UPDATES [SEED]";
   require(!arguments.empty(), usage);
   const std::string& what = arguments[0];
   if (what == "crashpoints") return crashpoints();
@@ -1138,8 +1255,9 @@ void run(const std::vector<std::string>& arguments) {
   if (what == "torture") return torture(std::stod(arguments[1]), seed);
   const std::uint64_t count = std::stoull(arguments[1]);
   if (what == "kills") return kills(count, seed);
-  if (what == "lane_races") return lane_races(count);
+  if (what == "lane_races") return lane_races(count, arguments.size() > 2 ? std::stoull(arguments[2]) : 4);
   if (what == "no_leak") return no_leak(count);
+  if (what == "exact") return exact(count, seed);
   throw Failed(usage);
 }
 

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from exact_draws import Writers, chi_square, draw_while_written, figure, p_value
 from gymnasium import spaces
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from replay_oracle import GUARD_STEPS
+from played_games import compare_with_what_was_acted_on
+from replay_oracle import GUARD_STEPS, OracleLane
 from replay_processes import attached_writer, forked_use, observation, write_for_ever
 from written_replay import GAMMA, Written, require_row, small_replay
 
@@ -98,14 +101,14 @@ def test_every_eligible_transition_is_drawn_and_no_other(n_step: int, padding: s
     assert seen == set(expected)
 
 
-def chi_square(counts: Counter[Any], probabilities: dict[Any, float], draws: int) -> float:
-    """How far counts are from what was expected, in standard deviations of the statistic."""
-    statistic = sum((counts[key] - draws * p) ** 2 / (draws * p) for key, p in probabilities.items())
+def in_deviations(counts: Counter[Any], probabilities: dict[Any, float], draws: int) -> tuple[float, float]:
+    """How far counts are from what was expected, in standard deviations of chi-square; and its p-value."""
+    statistic = chi_square([counts[key] for key in probabilities], [draws * p for p in probabilities.values()])
     freedom = len(probabilities) - 1
-    return (statistic - freedom) / np.sqrt(2 * freedom)
+    return (statistic - freedom) / np.sqrt(2 * freedom), p_value(statistic, freedom)
 
 
-def test_uniform_draws_are_uniform() -> None:
+def test_r5_uniform_draws_are_uniform() -> None:
     written = Written()
     written.play(0, 60, seed=1)
     written.play(1, 13, seed=2)
@@ -118,10 +121,12 @@ def test_uniform_draws_are_uniform() -> None:
         draws += 1000
 
     assert set(counts) == set(eligible)
-    assert abs(chi_square(counts, dict.fromkeys(eligible, 1 / len(eligible)), draws)) < 5
+    deviations, p = in_deviations(counts, dict.fromkeys(eligible, 1 / len(eligible)), draws)
+    assert abs(deviations) < 5
+    print(f"R5: {draws:,} uniform draws of {len(eligible)} transitions: p-value {p:.2g}")
 
 
-def test_draws_by_priority_have_exactly_their_probability() -> None:
+def test_r5_draws_by_priority_have_exactly_their_probability() -> None:
     written = Written(alpha=0.6)
     written.play(0, 20, seed=1)
     written.play(1, 15, seed=2)
@@ -140,7 +145,59 @@ def test_draws_by_priority_have_exactly_their_probability() -> None:
         counts.update(keys)
         unscaled = np.array([(len(index) * share[key]) ** -0.4 for key in keys])
         np.testing.assert_allclose(batch.weight, unscaled / unscaled.max(), rtol=1e-5)
-    assert abs(chi_square(counts, share, 200_000)) < 5
+    deviations, p = in_deviations(counts, share, 200_000)
+    assert abs(deviations) < 5
+    print(f"R5: 200,000 draws by priority of {len(share)} transitions: p-value {p:.2g}")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_r5_draws_are_exact_while_others_write() -> None:
+    """The long version is `python tests/soak_ring.py --rows R5`."""
+    with Writers() as writers:
+        for kind, prioritised in (("uniform", False), ("by priority", True)):
+            results = [draw_while_written(writers, seed, batches=25, prioritised=prioritised) for seed in range(4)]
+            print("R5:", figure(results, kind))
+        control = draw_while_written(writers, 0, batches=20, prioritised=False, wrong_by=0.4)
+    with pytest.raises(AssertionError, match="are not as they should be"):
+        figure([control], "that are not what is expected")
+
+
+def every_window(symbols: int, length: int) -> Iterator[int]:
+    """A sequence that has every window of so many symbols once: always the largest one that makes a new window."""
+    window, seen = (0,) * length, set()
+    while True:
+        followers = ((*window[1:], symbol) for symbol in reversed(range(symbols)))
+        window = next((one for one in followers if one not in seen), ())
+        if not window:
+            return
+        seen.add(window)
+        yield window[-1]
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_r5_of_every_content_of_a_small_ring_exactly_what_is_whole_is_drawn(alpha: float | None) -> None:
+    """Every order in which episodes can begin, go on, end and be broken off within the five steps that it shows."""
+    made = small_replay(capacity=13, lanes=1, alpha=alpha)
+    oracle = OracleLane()
+    writer = made.writer(0)
+    contents = drawn = 0
+    for step, event in enumerate(every_window(4, 6)):
+        obs = observation(0, step)
+        name, arguments = "append", (0, 0.0, obs, event == 2, event == 3)
+        if event == 0 or not oracle.open:
+            name, arguments = "start", (obs,)
+        for lane in (writer, oracle):
+            getattr(lane, name)(*arguments)
+        expected = oracle.eligible_steps(step + 1, made.capacity, made.stack, 1)
+        contents += 1
+        if not expected:
+            with pytest.raises(fastrl.NothingToSample):
+                made.sample(1, 1, GAMMA)
+            continue
+        index = made.sample(80, 1, GAMMA).index  # of four at most: missing one has a probability of e^-23
+        assert sorted(set(index[:, 1].tolist())) == expected
+        drawn += 80
+    print(f"R5: {contents:,} contents of a ring of 13 slots: {drawn:,} draws, all of what is whole, of nothing else")
 
 
 @pytest.mark.parametrize("capacity", [64, 1 << 22])
@@ -190,7 +247,10 @@ def test_an_end_that_is_both_is_a_true_end() -> None:
     assert written.replay.sample(1, 1, GAMMA).discount == [0.0]
 
 
-def test_the_last_observation_of_a_truncated_episode_is_its_own() -> None:
+# Mistakes that others made, by their issues: what R4 must not have.
+
+
+def test_r4_the_last_observation_of_a_truncated_episode_is_its_own() -> None:
     # Others store a frame once and lose it (SB3 #934, CleanRL #460).
     written = Written(lanes=1, capacity=24)
     written.start(0)
@@ -208,19 +268,66 @@ def test_the_last_observation_of_a_truncated_episode_is_its_own() -> None:
     assert {step for _, step in batch.index.tolist()} == {0, 1, 3}  # not 2, which was the last
 
 
-def test_a_stack_does_not_reach_into_the_episode_before() -> None:
-    # Also where that one was truncated (Dopamine #213) or the lane changed hands.
+@pytest.mark.parametrize("ends", ["truncated", "terminated", "broken off", "taken over"])
+def test_r4_a_stack_does_not_reach_into_the_episode_before(ends: str) -> None:
+    # Others knew the ends that are true ones only (Dopamine #213).
     written = Written(lanes=1, capacity=24)
     written.start(0)
-    for _ in range(4):
+    for _ in range(3):
         written.append(0)
-    written.take_over(0)
+    if ends == "taken over":
+        written.take_over(0)
+    elif ends != "broken off":
+        written.append(0, **{ends: True})
+    first = len(written.lanes[0].slots)
     written.start(0)
     written.append(0)
     batch = written.replay.sample(64, 1, GAMMA)
-    row = batch.index.tolist().index([0, 5])
-    assert batch.obs[row, :, 1].tolist() == [0, 0, 0, 5]
+    row = batch.index.tolist().index([0, first])
+    assert batch.obs[row, :, 1].tolist() == [0, 0, 0, first]
+    assert batch.next_obs[row, :, 1].tolist() == [0, 0, first, first + 1]
     assert batch.obs[row, :3].sum() == 0
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("end", ["truncated", "terminated"])
+def test_r4_an_end_adds_no_transition(end: str, n_step: int) -> None:
+    # Others invent further terminal ones for the stack of the last frame (Dopamine #228).
+    written = Written(lanes=1, capacity=48)
+    begins = []
+    for length in (1, 2, 5, 3):
+        first = len(written.lanes[0].slots)
+        begins += range(first, first + length)
+        written.start(0)
+        for step in range(length):
+            written.append(0, **{end: step == length - 1})
+    batch = written.replay.sample(400, n_step, GAMMA)
+    ends_at = {first + length for first, length in ((0, 1), (2, 2), (5, 5), (11, 3))}
+    assert sorted(set(batch.index[:, 1].tolist())) == begins  # as many as steps were played
+    for (_, step), discount, shown in zip(batch.index.tolist(), batch.discount, batch.next_obs[:, -1, 1], strict=True):
+        last = min(later for later in ends_at if later > step)
+        assert shown == min(step + n_step, last)
+        steps = int(shown) - step
+        assert discount == np.float32(0.0 if end == "terminated" and shown == last else GAMMA**steps)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_r4_no_stack_has_the_oldest_and_the_newest_frames(n_step: int) -> None:
+    # Others stack across the place where the next frame goes (Berkeley's homework #52).
+    written = Written(lanes=1, capacity=24)
+    written.start(0)
+    for newest in range(1, 80):  # one long episode, over and over the same slots
+        written.append(0)
+        if newest < 4 + n_step:
+            continue
+        batch = written.replay.sample(60, n_step, GAMMA)
+        steps = batch.index[:, 1]
+        shown = np.concatenate([batch.obs[:, :, 1], batch.next_obs[:, -1:, 1]], axis=1)
+        after = np.array([-3, -2, -1, 0, n_step])
+        expected = steps[:, None] + after
+        assert np.array_equal(shown, np.where(expected < 0, 0, expected))  # its first frame is padded with zeros
+        assert steps.max() + n_step <= newest
+        assert newest < 16 or steps.min() >= newest + 1 - 16 + 3  # the slots that are left alone, and the first stack
 
 
 # ---- what is drawn depends on the seed and the steps, and on nothing else
@@ -389,35 +496,11 @@ def test_ctrl_c_ends_a_long_sample_and_the_batch_is_the_next_one() -> None:
 
 @pytest.mark.parametrize("protocol", ["sb3", "gymnasium"])
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
-def test_a_pool_writes_what_it_shows(protocol: str, autoreset: str) -> None:
-    padding = "zeros" if protocol == "sb3" else "first_frame"
-    made = fastrl.Replay(4000, 4, padding=padding)
-    pool = fastrl.AtariPool("breakout", 4, protocol, sink=made.sink(), max_frames=600, autoreset=autoreset)
-    rng = np.random.default_rng(0)
-    acted: dict[tuple[int, int], np.ndarray] = {}  # the stack that each step's action was chosen on
-
-    def note(obs: np.ndarray) -> None:
-        assert np.array_equal(obs, made.stacks())
-        for lane, end in enumerate(made.boundary()):
-            acted[lane, end - 1] = obs[lane].copy()
-
-    obs, _ = pool.reset(seed=0)
-    note(obs)
-    ends = 0
-    for _ in range(400):
-        obs, _, terminated, truncated, info = pool.step(rng.integers(pool.num_actions, size=4))
-        for lane in np.flatnonzero(info.get("_final_obs", np.zeros(4, bool))):
-            acted[int(lane), made.boundary()[lane] - 2] = info["final_obs"][lane]
-        note(obs)
-        ends += int((terminated | truncated).sum())
-    assert ends >= 8
-
-    for _ in range(20):
-        batch = made.sample(64)
-        for row, (lane, step) in enumerate(batch.index.tolist()):
-            assert np.array_equal(batch.obs[row], acted[lane, step])
-            assert np.array_equal(batch.next_obs[row], acted[lane, step + 1])
-    pool.close()
+def test_r4_a_pool_writes_what_it_shows(protocol: str, autoreset: str) -> None:
+    """The long version is `python tests/soak_ring.py --rows R4`."""
+    played = compare_with_what_was_acted_on("breakout", protocol, autoreset, steps=400)
+    assert played.ends >= 8
+    print("R4:", played)
 
 
 def test_a_frame_is_stored_once() -> None:
