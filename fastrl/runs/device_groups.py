@@ -119,6 +119,8 @@ class GroupWorker(AsyncWorker):
     def start(self, state: dict[str, Any] | None) -> None:
         """Begin, or go on from what :meth:`state` gave."""
         super().start(state)
+        if self._stream is not None:
+            torch.cuda.synchronize(self.device)  # what was made so far was made on another stream
         with self._on_stream():
             self.round = Round(self.length, self.obs, self.device)
             self._said = torch.zeros((len(self.obs), self.envs.num_actions), device=self.device)
