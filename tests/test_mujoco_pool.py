@@ -677,7 +677,7 @@ def test_a_forked_child_is_told_to_make_its_own() -> None:
 
 def test_close_waits_for_the_thread_that_is_inside_a_call() -> None:
     """Else what it works on, and Python itself, could be gone when it comes back."""
-    pool = fastrl.MujocoPool("Hopper-v5", num_envs=40, threads=1, frame_skip=1000)
+    pool = fastrl.MujocoPool("Hopper-v5", num_envs=4, threads=1, frame_skip=1000)
     pool.reset(seed=0)
     actions = pool.action_space.sample()
     ended: list[float] = []
@@ -688,7 +688,7 @@ def test_close_waits_for_the_thread_that_is_inside_a_call() -> None:
 
     thread = threading.Thread(target=step)
     thread.start()
-    time.sleep(0.05)  # it is inside, for seconds
+    time.sleep(0.05)  # it is inside
     pool.close()
     closed = time.monotonic()
     thread.join(30)

@@ -151,7 +151,7 @@ class BoundWriter {
     if (caster.load(given, false)) return static_cast<bool>(caster);  // numpy's
     if (PyIndex_Check(given.ptr()) != 0) {
       const Py_ssize_t number = PyNumber_AsSsize_t(given.ptr(), nullptr);  // the largest for larger ones
-      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+      PyErr_Clear();                                                       // an array of several, then the number is -1
       if (number == 0 || number == 1) return number == 1;
     }
     throw py::type_error(std::string("append: ") + name + " " + py::repr(given).cast<std::string>() +
