@@ -17,6 +17,9 @@ obs_side: int
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Seed: TypeAlias = tuple[int, int, int, int, int]
 
+def python_ends() -> None: ...
+def rest_if_python_ends() -> None: ...
+
 class Engine: ...
 
 def open_engine(

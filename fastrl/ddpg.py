@@ -49,7 +49,7 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.opening import envs_seed, opened, refill
-from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
+from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 from fastrl.runs.trial import small_replay
@@ -104,9 +104,7 @@ class Config(RunOptions):
         ):  # fmt: skip
             require_number(self, name, 0, most)
         for name in ("actor_hidden_units", "critic_hidden_units"):
-            units = getattr(self, name)
-            if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in units):
-                raise ValueError(f"{name}: {units!r} are not whole numbers from 1 on, one for each layer")
+            require_layers(self, name)
         if self.precision != "fp32":
             raise ValueError(f"precision: {self.precision!r} gains nothing with networks this small; ddpg has fp32")
         if self.batch_norm and self.batch < 2:

@@ -45,7 +45,7 @@ from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.opening import envs_seed, opened, refill
-from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
+from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 from fastrl.runs.trial import small_replay
@@ -105,6 +105,7 @@ class Config(RunOptions):
             ("epsilon_first", 1), ("epsilon_last", 1),
         ):  # fmt: skip
             require_number(self, name, 0, most)
+        require_layers(self, "hidden_units")
         if self.target_every_steps % self.update_every_steps:
             raise ValueError(
                 f"target_every_steps: {self.target_every_steps} is no multiple of update_every_steps "

@@ -15,7 +15,7 @@ import sys
 import time
 
 PREAMBLE = """
-import os, signal, sys, threading, time
+import os, random, signal, sys, threading, time
 import numpy as np, fastrl
 def make(**more):
     pool = fastrl.AtariPool("pong", num_envs=4, threads=2, **more)
@@ -31,11 +31,11 @@ def filled():  # a replay with steps to draw, and its writer
     writer.start(frame)
     for _ in range(500): writer.append(0, 0.0, frame, False, False)
     return replay, writer
-def go_on(call):  # threads that do nothing else, until Python ends
+def go_on(call, threads=2, seconds=0.15):  # threads that do nothing else, until Python ends
     def work():
         while True: call()
-    for _ in range(2): threading.Thread(target=work, daemon=True).start()
-    time.sleep(0.15)
+    for _ in range(threads): threading.Thread(target=work, daemon=True).start()
+    time.sleep(seconds)
 def after(seconds, action):
     threading.Timer(seconds, action).start()
 def handle(number, error):
@@ -115,6 +115,23 @@ WAYS: dict[str, tuple[str, int, str]] = {
         "    for _ in range(500): other.append(0, 0.0, np.zeros((84, 84), np.uint8), False, False)\n"
         "index = by_priority.sample(512).index; ones = np.ones(512)\n"
         "go_on(lambda: by_priority.update_priorities(index, ones))",
+        0,
+        "",
+    ),
+    "a daemon thread steps": ("pool = make(); go_on(lambda: pool.step(zeros), 1)", 0, ""),
+    "a daemon thread makes pools": (
+        "def make_and_step():\n    pool = make(); pool.step(zeros)\ngo_on(make_and_step, 1, random.uniform(0.0, 0.6))",
+        0,
+        "",
+    ),
+    "a daemon thread makes MuJoCo pools": (
+        "go_on(lambda: fastrl.MujocoPool('Hopper-v5').reset(), 1, random.uniform(0.0, 1.5))",
+        0,
+        "",
+    ),
+    "a daemon thread saves MuJoCo's states": (
+        "pool = fastrl.MujocoPool('Hopper-v5', 8, threads=2); pool.reset(seed=0)\n"
+        "go_on(lambda: (pool.step(pool.action_space.sample()), pool.load_state(pool.save_state())), 1)",
         0,
         "",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,16 @@ def write_run(
     stored = {
         "format": 1,
         "algorithm": algorithm,
-        "config": {"env": env, "seed": seed, "name": path.name, "learning_rate": 0.00025, **(config or {})},
+        "config": {
+            "env": env,
+            "seed": seed,
+            "name": path.name,
+            "learning_rate": 0.00025,
+            **({"protocol": rules} if rules else {}),
+            **(config or {}),
+        },
         "command": ["fastrl", algorithm, "--env", env],
-        "protocol": dataclasses.asdict(protocol(rules)) if rules else None,
+        "rules_fingerprint": f"pong/{rules}/{protocol(rules).fingerprint()}" if rules else None,
         "finished": finished,
     }
     (path / "config.json").write_text(json.dumps(stored))

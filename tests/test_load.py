@@ -17,6 +17,7 @@ from fastrl.engine.files import DamagedFile
 from fastrl.learn.networks import QNetwork
 from fastrl.runs import checkpoint, trained
 from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.groups import read_run
 from fastrl.runs.run_dir import NotARun
 
 
@@ -92,12 +93,15 @@ def test_epsilon_makes_as_many_actions_random_as_it_says() -> None:
     assert np.array_equal(half, policy.act(obs, 0.5, np.random.default_rng(0)))
 
 
-def test_its_envs_have_the_rules_of_training_or_those_of_measuring() -> None:
+def test_its_envs_have_the_rules_of_training_or_those_of_measuring(tmp_path: Path) -> None:
     policy = fastrl.load(tiny_runs.pong(), note=quiet)
     stored = json.loads((tiny_runs.pong() / "config.json").read_text())["rules_fingerprint"]
     training, measuring = policy.make_env(), policy.make_env(2, **policy.evaluation_rules)
 
     assert training.rules_fingerprint == stored
+    (tmp_path / "config.json").write_text((tiny_runs.pong() / "config.json").read_text())
+    (tmp_path / "metrics.csv").write_text("frames,steps,updates,wall_s\n")
+    assert read_run(tmp_path).setting["rules"] == stored  # a report groups runs by them
     assert (training.protocol.reward, training.protocol.life_loss) == ("sign", "ends_episode")
     assert (measuring.protocol.reward, measuring.protocol.life_loss, measuring.num_envs) == ("raw", "ignored", 2)
     training.close()

@@ -673,3 +673,26 @@ def test_a_forked_child_is_told_to_make_its_own() -> None:
     for line, operation in zip(lines[1:], ("step", "reset", "save_state"), strict=True):
         assert line.startswith(f"{operation}: this pool was made by process")
         assert line.endswith("make a pool here")
+
+
+def test_close_waits_for_the_thread_that_is_inside_a_call() -> None:
+    """Else what it works on, and Python itself, could be gone when it comes back."""
+    pool = fastrl.MujocoPool("Hopper-v5", num_envs=4, threads=1, frame_skip=1000)
+    pool.reset(seed=0)
+    actions = pool.action_space.sample()
+    ended: list[float] = []
+
+    def step() -> None:
+        pool._pool.step(actions)
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    time.sleep(0.05)  # it is inside
+    pool.close()
+    closed = time.monotonic()
+    thread.join(30)
+    assert ended
+    assert ended[0] < closed + 0.1
+    with pytest.raises(RuntimeError, match="step: the pool is closed; make a new one"):
+        pool._pool.step(actions)

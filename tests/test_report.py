@@ -91,12 +91,12 @@ def test_one_changed_rule_of_a_protocol_is_another_group(tmp_path: Path) -> None
     for name, sticky in (("a", 0.0), ("b", 0.25)):
         config = write_run(tmp_path / name) / "config.json"
         stored = json.loads(config.read_text())
-        stored["protocol"]["sticky"] = sticky
+        stored["rules_fingerprint"] = f"pong/nature/{sticky}"
         config.write_text(json.dumps(stored))
 
     groups, _ = grouped(find_runs([tmp_path]))
 
-    assert [g.label for g in groups] == ["dqn (protocol.sticky=0.0)", "dqn (protocol.sticky=0.25)"]
+    assert [g.label for g in groups] == ["dqn (rules=pong/nature/0.0)", "dqn (rules=pong/nature/0.25)"]
 
 
 def test_labels_tell_groups_apart_also_when_they_differ_in_much(tmp_path: Path) -> None:

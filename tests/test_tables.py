@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastrl.runs.metrics import read_metrics
 from fastrl.runs.tables import read_columns, thin_metrics, without_redone
 
 HEADER = "frames,steps,updates,wall_s,loss\n"
@@ -109,3 +110,37 @@ def test_thinning_a_short_table_or_into_another_file_changes_nothing(table: Path
 
     with pytest.raises(ValueError, match="rows is 1, expected at least 2"):
         thin_metrics(table, rows=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEADER + "1,2,3\n4,5,6,7,8\n", r"line 2 of .*metrics\.csv has 3 cells where its first line names 5 columns"),
+        (HEADER + "1,2,3,4,5\n1,2,x,7,8\n", "line 3 of .* has 'x' under updates"),
+        (HEADER + "1,2,3,4,5\n\0\0\0\0\n", "line 3 is no row of 5 numbers: .* has zero bytes"),
+    ],
+)
+def test_a_reader_of_metrics_tells_damage_in_the_same_words(table: Path, content: str, message: str) -> None:
+    table.write_text(content)
+
+    for read in (read_columns, read_metrics):
+        with pytest.raises(ValueError, match=message):
+            read(table)
+
+
+def test_a_reader_of_metrics_reads_what_other_programs_save(table: Path) -> None:
+    """A spreadsheet puts a mark before the first name, and returns before line feeds."""
+    table.write_bytes(b"\xef\xbb\xbf" + (HEADER + '400,100,0,1.5,"0.25"\n').replace("\n", "\r\n").encode())
+
+    for read in (read_columns, read_metrics):
+        assert {name: values.tolist() for name, values in read(table).items()} == {
+            "frames": [400], "steps": [100], "updates": [0], "wall_s": [1.5], "loss": [0.25],
+        }  # fmt: skip
+
+
+def test_a_reader_of_metrics_refuses_counts_that_are_not_whole(table: Path) -> None:
+    table.write_text(HEADER + "400,100.5,0,1.5,\n")
+
+    assert read_columns(table)["steps"].tolist() == [100.5]
+    with pytest.raises(ValueError, match=r"has '100\.5' under steps, where only a whole number is allowed"):
+        read_metrics(table)

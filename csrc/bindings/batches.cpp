@@ -51,11 +51,25 @@ ArrayForm array_form(const Ring& ring, std::uint64_t count, std::uint64_t n_step
 struct Guarded {
   std::shared_ptr<BatchMemory> memory;
   std::vector<py::object> events;
+  bool told = false;  // that one of them failed
 
   bool passed() {
-    while (!events.empty() && py::cast<bool>(events.back().attr("query")())) events.pop_back();
+    while (!events.empty() && says_true(events.back())) events.pop_back();
     return events.empty();
   }
+
+ private:
+  static bool says_true(const py::object& event) {
+    py::object said;
+    take_or_rest([&] { said = event.attr("query")(); });
+    try {
+      return said.cast<bool>();
+    } catch (const py::cast_error&) {
+      throw py::type_error("guard: query() of " + text_of(event) + " returned " + text_of(said) +
+                           ", expected True or False");
+    }
+  }
+  static std::string text_of(const py::object& object) { return py::repr(object).cast<std::string>(); }
 };
 
 // Never destroyed: when Python ends, events cannot be asked any more, and what they guard must not be freed.
@@ -70,8 +84,12 @@ void free_what_passed() {
   for (Guarded& one : all) {
     try {
       if (!problem && one.passed()) continue;
-    } catch (...) {
-      problem = std::current_exception();
+    } catch (const py::error_already_set& error) {
+      // An event that fails is told of once, by the call that asked it, and spoils no other. Anything else is a
+      // signal's handler, which is to be heard every time.
+      if (!error.matches(PyExc_Exception) || !std::exchange(one.told, true)) problem = std::current_exception();
+    } catch (const std::exception&) {
+      if (!std::exchange(one.told, true)) problem = std::current_exception();
     }
     guarded_memory().push_back(std::move(one));
   }
@@ -145,21 +163,28 @@ TransitionRules transition_rules(std::uint64_t n_step, double gamma, int padding
   return {n_step, gamma, static_cast<Padding>(padding)};
 }
 
-Ends checked_ends(const Sampler& sampler, const std::optional<std::vector<std::uint64_t>>& ends) {
+Ends checked_ends(const Sampler& sampler, const py::object& boundary, const char* operation) {
   std::vector<std::uint64_t> published = sampler.ends();
-  if (!ends) return {std::move(published), false};
-  if (ends->size() != published.size()) {
-    throw std::invalid_argument("sample: the boundary is of " + std::to_string(ends->size()) +
+  if (boundary.is_none()) return {std::move(published), false};
+  std::vector<std::uint64_t> ends;
+  try {
+    ends = boundary.cast<std::vector<std::uint64_t>>();
+  } catch (const py::cast_error&) {
+    throw py::type_error(std::string(operation) + ": boundary " + py::repr(boundary).cast<std::string>() +
+                         " is not what replay.boundary() returns: a whole number of steps for each lane, from 0 on");
+  }
+  if (ends.size() != published.size()) {
+    throw std::invalid_argument("sample: the boundary is of " + std::to_string(ends.size()) +
                                 " lanes, the replay has " + std::to_string(published.size()));
   }
   for (std::size_t lane = 0; lane < published.size(); ++lane) {
-    if ((*ends)[lane] > published[lane]) {
+    if (ends[lane] > published[lane]) {
       throw std::invalid_argument("sample: the boundary of lane " + std::to_string(lane) + " is step " +
-                                  std::to_string((*ends)[lane]) + ", but only " + std::to_string(published[lane]) +
+                                  std::to_string(ends[lane]) + ", but only " + std::to_string(published[lane]) +
                                   " are published");
     }
   }
-  return {*ends, true};
+  return {std::move(ends), true};
 }
 
 void check_priorities(const RingShape& shape, const Longs& indices, const Doubles& priorities) {
@@ -187,10 +212,11 @@ class PrefetchHandle {
         rules_(rules),
         prefetcher_(std::make_unique<Prefetcher>(sampler_)) {}
 
-  void request(const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
+  void request(const py::object& boundary, double beta) {
     Prefetcher& prefetcher = get("request");
     free_what_passed();
-    prefetcher.ask(Prefetcher::Draw{rules_, checked_ends(*sampler_, ends), beta, bank_->lend(form_->form)});
+    prefetcher.ask(
+        Prefetcher::Draw{rules_, checked_ends(*sampler_, boundary, "request"), beta, bank_->lend(form_->form)});
   }
 
   void update(const Longs& indices, const Doubles& priorities) {
@@ -315,7 +341,7 @@ void register_batches(py::module_& m) {
       .def(
           "sample",
           [](Sampler& self, const Loan& loan, std::uint64_t n_step, double gamma, int padding,
-             const std::optional<std::vector<std::uint64_t>>& ends, double beta) {
+             const py::object& boundary, double beta) {
             const TransitionRules rules = transition_rules(n_step, gamma, padding);
             const RingShape& shape = self.ring().shape();
             const std::uint64_t rows = TransitionReader(self.ring(), rules).observations_per_row();
@@ -326,7 +352,7 @@ void register_batches(py::module_& m) {
                   "out: the buffer is for another replay or another n_step; make it with "
                   "replay.buffer(batch, n_step)");
             }
-            const Ends until = checked_ends(self, ends);
+            const Ends until = checked_ends(self, boundary, "sample");
             const BatchOut out = loan.memory().out();
             auto asked = std::chrono::steady_clock::now();
             const auto given_up = [&asked] {  // never by itself, but a signal's handler may throw

@@ -11,11 +11,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -44,6 +48,11 @@ void take_or_rest(const Take& take) {
     while (true) pause();  // until the process is gone
   }
 }
+
+// What is closed because Python is ending says nothing to a daemon thread that goes on using it: an exception would be
+// printed by a thread that Python is about to stop, which can end the process by SIGABRT. Such a thread rests.
+inline std::atomic<bool> python_is_ending = false;
+void rest_if_python_ends();
 
 // Without the interpreter's lock while it lives. As py::gil_scoped_release, but safe in a daemon thread at Python's
 // end.
@@ -84,6 +93,51 @@ class Threaded {
  private:
   std::unique_ptr<T> made_;
   pid_t owner_;
+};
+
+// For what one thread at a time may use, such as a pool: two would each get some of the other's results.
+class OneCaller {
+ public:
+  class Call {
+   public:
+    Call(OneCaller& caller, const char* operation) : caller_(caller) {
+      if (caller.inside_.exchange(true)) {
+        throw std::logic_error(std::string(operation) +
+                               (caller.is_this_thread()
+                                    ? ": this thread is inside a call of this pool already: a signal handler cannot "
+                                      "use it"
+                                    : ": another thread is inside a call of this pool; use one pool a thread, or take "
+                                      "turns"));
+      }
+      caller.thread_ = std::this_thread::get_id();
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+    ~Call() {
+      caller_.thread_ = std::thread::id();
+      caller_.inside_ = false;
+    }
+
+   private:
+    OneCaller& caller_;
+  };
+
+  bool inside() const { return inside_; }
+
+  // After closing. A thread inside a call comes out of it now, and needs the interpreter for that: where Python is
+  // about to end, it must not be found inside. (Not waited for: this very thread, in a signal handler.)
+  void wait_until_left() const {
+    const auto began = std::chrono::steady_clock::now();
+    while (inside_ && !is_this_thread() && std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+ private:
+  bool is_this_thread() const { return thread_.load() == std::this_thread::get_id(); }
+
+  std::atomic<bool> inside_ = false;
+  std::atomic<std::thread::id> thread_;  // whose call it is
 };
 
 inline void let_signals_through() {

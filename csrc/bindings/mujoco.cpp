@@ -5,6 +5,7 @@
 
 #include "bindings/common.hpp"
 #include "mujoco/mujoco_pool.hpp"
+#include "pool/env_pool.hpp"  // PoolClosed
 
 namespace fastrl {
 namespace {
@@ -81,12 +82,8 @@ class MujocoHandle {
   template <typename Work>
   auto use(const char* operation, Work work) {
     require_here(operation);
-    if (in_use_.exchange(true)) {
-      throw std::logic_error(std::string(operation) +
-                             ": another thread is inside a call of this pool; use one pool a thread, or take turns");
-    }
-    const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> leave(
-        &in_use_, [](std::atomic<bool>* flag) { *flag = false; });
+    const OneCaller::Call call(caller_, operation);
+    if (closed_) throw PoolClosed(std::string(operation) + ": the pool is closed; make a new one");
     const Unlocked released;
     return work(*pool_);
   }
@@ -100,7 +97,9 @@ class MujocoHandle {
   void close() {
     if (!pool_.made_here()) return;  // nothing of it is in this process to close
     const Unlocked released;
+    closed_ = true;
     pool_->close();
+    caller_.wait_until_left();
   }
 
   bool starts_used_up() const { return pool_->starts_used_up(); }
@@ -127,7 +126,8 @@ class MujocoHandle {
  private:
   py::object keep_;
   py::dict arrays_;
-  std::atomic<bool> in_use_ = false;
+  OneCaller caller_;
+  std::atomic<bool> closed_ = false;
   Threaded<mujoco::MujocoPool> pool_;
 };
 

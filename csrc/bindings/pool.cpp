@@ -2,9 +2,7 @@
 
 #include "pool/env_pool.hpp"
 
-#include <atomic>
 #include <chrono>
-#include <thread>
 
 #include "bindings/atari.hpp"
 
@@ -60,8 +58,7 @@ class PoolHandle {
     }
     return *pool_;
   }
-  std::atomic<bool> in_use = false;
-  std::atomic<std::thread::id> user;  // whose call is in progress, where in_use
+  OneCaller caller;
   // The caller's buffer that workers may still write to. Noted here and not in Python, where an interrupt could come
   // between sending and noting; above the pool, so that it outlives its threads.
   py::object out = py::none();
@@ -70,31 +67,7 @@ class PoolHandle {
   Threaded<EnvPool> pool_;
 };
 
-// One caller at a time: two threads stepping one pool would each get some of the other's results.
-class SoleUse {
- public:
-  SoleUse(PoolHandle& handle, const char* operation) : handle_(handle) {
-    if (handle_.in_use.exchange(true)) {
-      if (handle_.user.load() == std::this_thread::get_id()) {
-        throw std::logic_error(std::string(operation) +
-                               ": this thread is inside a call of this pool already: a signal handler cannot use it");
-      }
-      throw std::logic_error(std::string(operation) +
-                             ": another thread is inside a call of this pool; use one pool a "
-                             "thread, or take turns");
-    }
-    handle_.user = std::this_thread::get_id();
-  }
-  SoleUse(const SoleUse&) = delete;
-  SoleUse& operator=(const SoleUse&) = delete;
-  ~SoleUse() {
-    handle_.user = std::thread::id();
-    handle_.in_use = false;
-  }
-
- private:
-  PoolHandle& handle_;
-};
+using SoleUse = OneCaller::Call;
 
 template <typename T, typename Get>
 py::array_t<T> column(const std::vector<EnvReport>& reports, Get get) {
@@ -274,7 +247,7 @@ void register_pool(py::module_& m) {
           [](PoolHandle& handle, const std::vector<ResetTuple>& resets, const std::optional<Bytes>& out,
              const py::object& shown_as, bool caller_plays) {
             EnvPool& pool = handle.get("reset");
-            const SoleUse use(handle, "reset");
+            const SoleUse use(handle.caller, "reset");
             std::vector<EnvPool::Reset> converted;
             for (const ResetTuple& reset : resets) converted.push_back(reset_from(reset));
             pool.send_resets(std::move(converted), caller_buffer(pool, out), players(caller_plays));
@@ -287,7 +260,7 @@ void register_pool(py::module_& m) {
              const std::optional<Bytes>& out, const py::object& shown_as, const std::string& operation,
              bool caller_plays) {
             EnvPool& pool = handle.get(operation.c_str());
-            const SoleUse use(handle, operation.c_str());
+            const SoleUse use(handle.caller, operation.c_str());
             if (envs.size() != actions.size()) throw std::invalid_argument(operation + ": one action for each env id");
             const auto size = static_cast<std::size_t>(envs.size());
             pool.send_actions({envs.data(), size}, {actions.data(), size}, caller_buffer(pool, out), operation.c_str(),
@@ -299,7 +272,7 @@ void register_pool(py::module_& m) {
           "recv",
           [](PoolHandle& handle, double timeout_s, const std::string& operation) {
             EnvPool& pool = handle.get(operation.c_str());
-            const SoleUse use(handle, operation.c_str());
+            const SoleUse use(handle.caller, operation.c_str());
             {
               const Unlocked released;
               pool.wait_for_batch(timeout_s, let_signals_through, operation.c_str());
@@ -315,7 +288,7 @@ void register_pool(py::module_& m) {
           "discard_in_flight",
           [](PoolHandle& handle, bool resets_only) {
             EnvPool& pool = handle.get("reset");
-            const SoleUse use(handle, "reset");
+            const SoleUse use(handle.caller, "reset");
             {
               const Unlocked released;
               pool.discard_in_flight(let_signals_through, resets_only);
@@ -328,7 +301,7 @@ void register_pool(py::module_& m) {
           [](PoolHandle& handle, const std::optional<Bytes>& out, const py::object& shown_as,
              const std::string& operation) {
             EnvPool& pool = handle.get(operation.c_str());
-            const SoleUse use(handle, operation.c_str());
+            const SoleUse use(handle.caller, operation.c_str());
             const auto batch = pool.gather(caller_buffer(pool, out), operation.c_str());
             return to_python(pool, batch, shown_as);
           },
@@ -337,7 +310,7 @@ void register_pool(py::module_& m) {
           "save_env",
           [](PoolHandle& handle, int env) {
             EnvPool& pool = handle.get("save_state");
-            const SoleUse use(handle, "save_state");
+            const SoleUse use(handle.caller, "save_state");
             return py::bytes(pool.save_env(env));
           },
           "env"_a)
@@ -345,7 +318,7 @@ void register_pool(py::module_& m) {
           "load_env",
           [](PoolHandle& handle, int env, const std::string& state) {
             EnvPool& pool = handle.get("load_state");
-            const SoleUse use(handle, "load_state");
+            const SoleUse use(handle.caller, "load_state");
             const Unlocked released;
             pool.load_env(env, state);
           },
@@ -354,7 +327,7 @@ void register_pool(py::module_& m) {
           "screen",
           [](PoolHandle& handle, int env) {
             EnvPool& pool = handle.get("screens");
-            const SoleUse use(handle, "screens");
+            const SoleUse use(handle.caller, "screens");
             AtariEnv& shown = pool.idle_env(env, "screens");
             return copy_of(shown.screen(), {pool.rules().screen_rows, kScreenWidth});
           },
@@ -377,15 +350,9 @@ void register_pool(py::module_& m) {
         {
           const Unlocked released;
           pool.close();
-          // A thread inside a call comes out of it now, and needs the interpreter for that: where Python is about to
-          // end, it must not be found inside. (Not waited for: this very thread, in a signal handler.)
-          const auto began = std::chrono::steady_clock::now();
-          while (handle.in_use && handle.user.load() != std::this_thread::get_id() &&
-                 std::chrono::steady_clock::now() - began < std::chrono::seconds(5)) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-          }
+          handle.caller.wait_until_left();
         }
-        if (!handle.in_use) handle.out = py::none();  // else a caller who plays may still be writing to it
+        if (!handle.caller.inside()) handle.out = py::none();  // else a caller who plays may still be writing to it
       });
 }
 

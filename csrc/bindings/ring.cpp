@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string_view>
 
 #include "atari/frame_ops.hpp"
@@ -89,8 +90,12 @@ class BoundWriter {
     writer.commit(true, nullptr, 0, false, false);
   }
 
-  void append(const py::object& action, double reward, const py::object& next_obs, bool terminated, bool truncated) {
+  void append(const py::object& action, const py::object& reward_given, const py::object& next_obs,
+              const py::object& terminated_given, const py::object& truncated_given) {
     open_episode();
+    const double reward = reward_from(reward_given);
+    const bool terminated = flag_from("terminated", terminated_given);
+    const bool truncated = flag_from("truncated", truncated_given);
     const py::array obs = checked("append", "next_obs", next_obs, obs_like_);
     const py::array act = checked("append", "action", action, action_like_);
     check_action(act);
@@ -126,6 +131,31 @@ class BoundWriter {
                              "; call start(obs) with its first observation");
     }
     return writer;
+  }
+
+  static double reward_from(const py::object& given) {
+    const double reward = PyFloat_AsDouble(given.ptr());  // also what has __float__, as numbers of numpy
+    if (reward == -1.0 && PyErr_Occurred() != nullptr) {
+      const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;  // a whole number of any size
+      PyErr_Clear();
+      if (too_large) return std::numeric_limits<double>::infinity();
+      throw py::type_error("append: reward " + py::repr(given).cast<std::string>() + " is not a number");
+    }
+    return reward;
+  }
+
+  static bool flag_from(const char* name, const py::object& given) {
+    if (given.ptr() == Py_True) return true;
+    if (given.ptr() == Py_False) return false;
+    py::detail::make_caster<bool> caster;
+    if (caster.load(given, false)) return static_cast<bool>(caster);  // numpy's
+    if (PyIndex_Check(given.ptr()) != 0) {
+      const Py_ssize_t number = PyNumber_AsSsize_t(given.ptr(), nullptr);  // the largest for larger ones
+      PyErr_Clear();                                                       // an array of several, then the number is -1
+      if (number == 0 || number == 1) return number == 1;
+    }
+    throw py::type_error(std::string("append: ") + name + " " + py::repr(given).cast<std::string>() +
+                         " is not True or False");
   }
 
   // The array itself where it is right; numbers, lists and other types are converted if no value is lost by it.

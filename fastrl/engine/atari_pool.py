@@ -18,6 +18,7 @@ from fastrl.engine.pools import (
     NATIVE_AUTORESET,
     checked_reset_mask,
     close_at_exit,
+    foreign_calls,
     require_memory,
     resolved_autoreset,
     resolved_threads,
@@ -77,6 +78,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 60, "autoreset_mode": None}  # noqa: RUF012
 
+    @foreign_calls()
     def __init__(
         self,
         env_id: str,
@@ -381,6 +383,7 @@ class AtariPool(VectorEnv[Any, Any, Any]):
 
     def _require_open(self, operation: str) -> None:
         if self.closed:
+            native.core.rest_if_python_ends()
             raise RuntimeError(f"{operation}: the pool is closed; make a new one")
 
     def _require_idle(self, operation: str) -> None:

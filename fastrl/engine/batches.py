@@ -71,10 +71,11 @@ class BatchLender:
 
     def form(self, batch: int, n_step: int, with_observations: bool = True) -> Any:
         """What batches of this size look like. Refuses sizes that there are not."""
-        found = self._forms.get((batch, n_step, with_observations))
+        known = type(batch) is int and type(n_step) is int  # a float that is as large is none of them
+        found = self._forms.get((batch, n_step, with_observations)) if known else None
         if found is None:
-            whole_number("batch", batch, 1, 2**20)
-            whole_number("n_step", n_step, 1, self._most_steps)
+            batch = whole_number("batch", batch, 1, 2**20)
+            n_step = whole_number("n_step", n_step, 1, self._most_steps)
             found = native.core.BatchForm(self._ring, batch, n_step, with_observations, *self._likes)
             if len(self._forms) >= _MOST_FORMS:
                 self._forms.clear()

@@ -7,6 +7,7 @@ gathered is to the bit what ``replay.sample`` would have returned. Tests use a C
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,7 +123,7 @@ class Mirror:
             The boundary, from now on that of :meth:`draw`.
         """
         published = self._replay.boundary()
-        ends = published if boundary is None else [int(end) for end in boundary]
+        ends = published if boundary is None else _checked_boundary(boundary)
         if len(ends) != len(published):
             raise ValueError(f"upload: the boundary is of {len(ends)} lanes, the replay has {len(published)}")
         for lane, end in enumerate(ends):
@@ -213,6 +214,16 @@ class Mirror:
         return found[:, :stack], found[:, begin : begin + stack]
 
 
+def _checked_boundary(boundary: Any) -> list[int]:
+    try:
+        return [operator.index(end) for end in boundary]
+    except TypeError:
+        raise TypeError(
+            f"upload: boundary {boundary!r} is not what replay.boundary() returns: a whole number of steps for each "
+            f"lane"
+        ) from None
+
+
 class Gatherer:
     """Gathers batches of one size into the same memory, see :meth:`Mirror.gatherer`.
 
@@ -223,6 +234,7 @@ class Gatherer:
 
     def __init__(self, mirror: Mirror, batch: int, n_step: int) -> None:
         torch = mirror._torch
+        mirror._replay._lender.form(batch, n_step, with_observations=False)  # refuses sizes that there are not
         stack = mirror._replay.stack
         rows = stack + 1 if n_step == 1 else 2 * stack
         self._mirror = mirror

@@ -21,6 +21,7 @@ from fastrl.engine.pools import (
     NATIVE_AUTORESET,
     checked_reset_mask,
     close_at_exit,
+    foreign_calls,
     require_memory,
     resolved_autoreset,
     resolved_threads,
@@ -79,6 +80,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": None}  # noqa: RUF012
 
+    @foreign_calls()
     def __init__(
         self,
         env_id: str,
@@ -305,6 +307,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         parts = int(mujoco.mjtState.mjSTATE_INTEGRATION)
         return parts, int(mujoco.mj_stateSize(self.task.prototype.model, parts))
 
+    @foreign_calls()
     def _saved(self, env: int) -> bytes:
         import mujoco
 
@@ -324,6 +327,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         body = json.dumps(header).encode() + b"\n" + numbers.tobytes()
         return _STATE_MARK + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
 
+    @foreign_calls()
     def _read_state(self, env: int, state: bytes) -> tuple[dict[str, Any], Doubles]:
         where = f"load_state: env {env} ({self.task.env_id})"
         if not isinstance(state, bytes):
@@ -342,6 +346,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
             )
         return header, np.frombuffer(raw)
 
+    @foreign_calls()
     def _load(self, env: int, header: dict[str, Any], numbers: Doubles) -> None:
         import mujoco
 
@@ -405,6 +410,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
 
     def _require_open(self, operation: str) -> None:
         if self.closed:
+            native.core.rest_if_python_ends()
             raise RuntimeError(f"{operation}: the pool is closed; make a new one")
 
     def _require_reset(self, operation: str) -> None:

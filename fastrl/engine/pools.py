@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import os
+import time
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from fastrl.engine import native
 from fastrl.engine.budget import available_memory_bytes, usable_cores
 from fastrl.engine.games import nearest
 from fastrl.engine.rules import whole_number
@@ -37,10 +42,44 @@ def close_at_exit(pool: VectorEnv[Any, Any, Any]) -> None:
     _open_pools.add(pool)
 
 
+_foreign_calls: set[object] = set()  # under way
+os.register_at_fork(after_in_child=_foreign_calls.clear)  # their threads are not there
+_MOST_WAITED_S = 30.0
+_python_ends = False
+
+
+@contextmanager
+def foreign_calls() -> Iterator[None]:
+    """Around what calls other libraries' native parts: Python does not end meanwhile. Also a decorator.
+
+    Python ends a daemon thread by unwinding its stack when that asks for the interpreter too late, and C++ that does
+    not expect this ends the whole process by a signal. fastrl's own does (csrc/bindings/common.hpp); mujoco's does not,
+    and ale-py's complains of what was left behind. So what has begun is waited for, and a daemon thread that begins
+    while Python ends rests instead.
+    """
+    call = object()
+    try:
+        _foreign_calls.add(call)  # before the look: either this sees the end, or the end sees this
+        if _python_ends:
+            _foreign_calls.discard(call)
+            native.core.rest_if_python_ends()
+        yield
+    finally:
+        _foreign_calls.discard(call)
+
+
 @atexit.register
 def _close_open_pools() -> None:
-    for pool in list(_open_pools):
-        pool.close()
+    global _python_ends
+    _python_ends = True
+    native.core.python_ends()
+    deadline = time.monotonic() + _MOST_WAITED_S
+    try:
+        while _foreign_calls and time.monotonic() < deadline:
+            time.sleep(0.001)
+    finally:  # also where somebody does not want to wait
+        for pool in list(_open_pools):
+            pool.close()
 
 
 def resolved_autoreset(mode: str | AutoresetMode) -> AutoresetMode:

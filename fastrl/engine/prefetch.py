@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastrl.engine import native
 from fastrl.engine.batches import Batch
+from fastrl.engine.rules import share
 
 _open_prefetchers: weakref.WeakSet[Prefetcher] = weakref.WeakSet()
 
@@ -73,10 +74,7 @@ class Prefetcher:
         Raises:
             RuntimeError: ``depth`` batches were asked for and not taken.
         """
-        if beta is None:
-            beta = self.beta
-        elif not 0 <= beta <= 1:
-            raise ValueError(f"request: beta {beta!r} is outside [0, 1]")
+        beta = self.beta if beta is None else share("request: beta", beta)
         if self._native.pending() >= self.depth:
             raise RuntimeError(
                 f"request: {self.depth} batches were asked for and not taken, and depth is {self.depth}; take() one "
@@ -139,8 +137,13 @@ def checked_priorities(
     """Both as the native part takes them."""
     if not prioritised:
         raise RuntimeError("update_priorities: this replay draws uniformly; make it with alpha=0.6, for example")
-    indices = np.asarray(index)
-    priorities = np.asarray(priority, dtype=np.float64)
+    try:
+        indices, priorities = np.asarray(index), np.asarray(priority, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, say
+        raise TypeError(
+            f"update_priorities: index must be a batch's (batch, 2) int64 array, and priorities a number for each of "
+            f"its rows ({error})"
+        ) from None
     if indices.dtype != np.int64 or indices.ndim != 2 or indices.shape[1] != 2:
         raise ValueError(
             f"update_priorities: index must be a batch's (batch, 2) int64 array, got {indices.dtype} of shape "

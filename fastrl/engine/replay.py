@@ -39,7 +39,7 @@ from fastrl.engine.ring_sizes import (
     ring_bytes,
     slots_asked_for,
 )
-from fastrl.engine.rules import whole_number
+from fastrl.engine.rules import flag, share, whole_number
 
 if TYPE_CHECKING:
     from fastrl.engine.mirror import Mirror
@@ -280,7 +280,11 @@ class Replay:
             LaneBusy: the lane has one, in this process or another.
         """
         self._require_here("writer")
-        return Writer(self, whole_number("writer: lane", lane, 0, self.lanes - 1), bool(continue_episode))
+        return Writer(
+            self,
+            whole_number("writer: lane", lane, 0, self.lanes - 1),
+            flag("writer: continue_episode", continue_episode),
+        )
 
     def sink(self, continue_episodes: bool = False, *, first_lane: int = 0, lanes: int | None = None) -> Any:
         """What an ``AtariPool(sink=...)`` writes into: env i becomes lane ``first_lane + i``.
@@ -305,7 +309,8 @@ class Replay:
             )
         first = whole_number("sink: first_lane", first_lane, 0, self.lanes - 1)
         count = self.lanes - first if lanes is None else whole_number("sink: lanes", lanes, 1, self.lanes - first)
-        return native.core.RingSink(self._ring, first, count, _PADDINGS[self.padding], bool(continue_episodes))
+        going_on = flag("sink: continue_episodes", continue_episodes)
+        return native.core.RingSink(self._ring, first, count, _PADDINGS[self.padding], going_on)
 
     # ---- reading
 
@@ -328,7 +333,7 @@ class Replay:
     def buffer(self, batch: int, n_step: int = 1, pin_memory: bool = False) -> BatchBuffer:
         """Memory for :meth:`sample`'s ``out``; ``pin_memory`` for copies to a GPU while something else runs."""
         form = self._lender.form(batch, n_step)
-        return BatchBuffer(self._lender.bank(bool(pin_memory)).lend(form), n_step)
+        return BatchBuffer(self._lender.bank(flag("buffer: pin_memory", pin_memory)).lend(form), n_step)
 
     def sample(
         self,
@@ -363,15 +368,16 @@ class Replay:
         elif not isinstance(out, BatchBuffer) or len(out.batch.reward) != batch or out.n_step != n_step:
             raise ValueError(f"sample: out must be what replay.buffer({batch}, {n_step}) made")
         else:
+            self._lender.form(batch, n_step)  # 32.0 equals 32
             loan = out.loan
-        _check_exponents("sample", gamma, beta)
+        gamma, beta = share("sample: gamma", gamma), share("sample: beta", beta)
         self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
         return Batch.of(loan) if out is None else out.batch
 
     def _draw(self, batch: int, n_step: int, gamma: float, boundary: Sequence[int], beta: float) -> Any:
         """The loan of a batch with places of a mirror instead of observations; else what :meth:`sample` draws."""
         self._settle("draw")
-        _check_exponents("draw", gamma, beta)
+        gamma, beta = share("draw: gamma", gamma), share("draw: beta", beta)
         loan = self._lender.lend(batch, n_step, with_observations=False)
         self._sampler.sample(loan, n_step, gamma, _PADDINGS[self.padding], boundary, beta)
         return loan
@@ -416,10 +422,10 @@ class Replay:
         self._require_here("prefetch")
         if self._prefetcher is not None:
             raise RuntimeError("prefetch: this replay has a prefetcher already; close() that one first")
-        _check_exponents("prefetch", gamma, beta)
+        gamma, beta = share("prefetch: gamma", gamma), share("prefetch: beta", beta)
         prefetcher = Prefetcher(
             self._sampler,
-            self._lender.bank(bool(pin_memory)),
+            self._lender.bank(flag("prefetch: pin_memory", pin_memory)),
             self._lender.form(batch, n_step),
             depth=whole_number("prefetch: depth", depth, 1, 1024),
             n_step=n_step,
@@ -650,12 +656,6 @@ class Replay:
         prefetcher = self._prefetcher
         if prefetcher is not None:
             prefetcher.drain(operation)
-
-
-def _check_exponents(operation: str, gamma: float, beta: float) -> None:
-    for name, value in (("gamma", gamma), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{operation}: {name} {value!r} is outside [0, 1]")
 
 
 def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:

@@ -34,6 +34,23 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return int(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """``value`` if it is True or False, else an error that says so."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: {value!r} is not True or False")
+    return bool(value)
+
+
+def share(name: str, value: Any) -> float:
+    """``value`` if it is a number in [0, 1], else an error that says so."""
+    known = type(value) is float  # most are, and this is called for every batch
+    if not known and (isinstance(value, (bool, np.bool_)) or not isinstance(value, Real)):
+        raise TypeError(f"{name} {value!r} is not a number in [0, 1]")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} {value!r} is outside [0, 1]")
+    return float(value)
+
+
 def resolved_protocol(name: str | Protocol, sticky_of_id: float | None, **given: Any) -> Protocol:
     """The named protocol with the pool's own arguments in place of its rules. Arguments win over the env id."""
     named = protocol(name)
@@ -65,9 +82,7 @@ def checked(rules: Protocol) -> Protocol:
                 f"{field}: {value!r} is unknown{nearest(str(value), list(offered))}; known: {', '.join(offered)}"
             )
     for field in ("fire_at_reset", "full_actions"):
-        if not isinstance(getattr(rules, field), (bool, np.bool_)):
-            raise TypeError(f"{field}: {getattr(rules, field)!r} is not True or False")
-        plain[field] = bool(getattr(rules, field))
+        plain[field] = flag(field, getattr(rules, field))
     return dataclasses.replace(rules, **plain)
 
 

@@ -34,7 +34,7 @@ from fastrl.runs.async_worker import ProcessWorker
 from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.norms import gradient_norms, histograms_of
 from fastrl.runs.opening import opened
-from fastrl.runs.options import RunOptions, require_number, require_whole, resolved
+from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import NonFiniteLoss
@@ -75,6 +75,7 @@ class AsyncOptions(RunOptions):
             ("max_gradient_norm", math.inf),
         ):  # fmt: skip
             require_number(self, name, 0, most)
+        require_layers(self, "hidden_units")
         if self.rmsprop_epsilon == 0:
             raise ValueError(
                 "rmsprop_epsilon: 0 would divide 0 by 0 for a weight that has had no gradient yet; give a small "

@@ -88,14 +88,11 @@ def read_run(path: str | Path) -> Run:
     if (path / "evaluations.csv").is_file():
         evaluations = _with_columns(path / "evaluations.csv", "frames", "steps", "mean", "std")
     config: dict[str, Any] = stored["config"]
-    rules: dict[str, Any] = stored.get("protocol") or {}
-    setting = {"algorithm": stored["algorithm"], **_flat(config)}
-    if rules:  # they say more than the name that was asked for
-        setting.pop("protocol", None)
-        setting |= {f"protocol.{k}": v for k, v in rules.items() if k != "reference"}
+    # The fingerprint is of every rule, the cartridge and the emulator, and so says more than the protocol's name.
+    setting = {"algorithm": stored["algorithm"], "rules": stored.get("rules_fingerprint"), **_flat(config)}
     env = str(config["env"])
     game = find_game(env).name if is_atari(env) else None
-    named = rules.get("name") or config.get("protocol")
+    named = config.get("protocol")
     return Run(
         path=path,
         algorithm=str(stored["algorithm"]),
@@ -196,9 +193,9 @@ def _labels(runs: list[Run]) -> list[str]:
         rivals = [other.setting for other in runs if (other.algorithm, other.env) == (run.algorithm, run.env)]
         keys = sorted({key for setting in rivals for key in setting})
         differing = [key for key in keys if len({json.dumps(s.get(key), default=str) for s in rivals}) > 1]
-        if "protocol.name" in differing:  # one name instead of all the rules that follow from it
-            differing = [key for key in differing if not key.startswith("protocol.") or key == "protocol.name"]
-        shown = [f"{key.removesuffix('.name')}={run.setting.get(key)}" for key in differing[:3]]
+        if "protocol" in differing and "rules" in differing:  # the name says it
+            differing.remove("rules")
+        shown = [f"{key}={run.setting.get(key)}" for key in differing[:3]]
         if len(differing) > 3:
             shown.append(f"and {len(differing) - 3} more")
         label = run.algorithm + (f" ({', '.join(shown)})" if shown else "")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastrl.engine.files import write_private
 from fastrl.runs.appended_file import AppendedFile
 from fastrl.runs.events import EventFile
+from fastrl.runs.tables import Table, read_table
 
 FIRST_COLUMNS = ("frames", "steps", "updates", "wall_s")
 _COUNTS = FIRST_COLUMNS[:3]
@@ -128,13 +129,13 @@ class MetricsLog:
         self._columns = columns
 
     def _resume(self, at_steps: int) -> None:
-        columns, rows, damaged = _parse(self._path)
-        if damaged:
-            self._note(f"metrics: {self._path}: {damaged}; what follows is dropped")
-        if columns:
-            at = columns.index("steps")
-            kept = [row for row in rows if int(row[at]) <= at_steps]
-            self._rewrite(columns, "".join(",".join(row) + "\n" for row in kept).encode())
+        table = _table(self._path)
+        if table.damage:
+            self._note(f"metrics: {table.damage}; that and what follows is dropped")
+        if table.columns:
+            at = table.columns.index("steps")
+            kept = [row for row in table.rows if int(row[at]) <= at_steps]
+            self._rewrite(table.columns, "".join(",".join(row) + "\n" for row in kept).encode())
         else:
             self._path.unlink()  # not even its header was whole
 
@@ -164,14 +165,14 @@ def read_metrics(path: Path) -> dict[str, npt.NDArray[Any]]:
         >>> columns = read_metrics(run / "metrics.csv")
         >>> plot(columns["frames"], columns["return_mean_100"])
     """
-    columns, rows, damaged = _parse(path)
-    if damaged:
-        raise ValueError(f"read_metrics: {path}: {damaged}")
+    table = _table(path)
+    if table.damage:
+        raise ValueError(f"read_metrics: {table.damage}")
     return {
-        name: np.array([int(row[i]) for row in rows], np.int64)
+        name: np.array([int(row[i]) for row in table.rows], np.int64)
         if name in _COUNTS
-        else np.array([float(row[i]) if row[i] else math.nan for row in rows], np.float64)
-        for i, name in enumerate(columns)
+        else np.array([float(row[i]) if row[i] else math.nan for row in table.rows], np.float64)
+        for i, name in enumerate(table.columns)
     }
 
 
@@ -190,26 +191,11 @@ def _text(name: str, value: Any) -> str:
         raise ValueError(f"metrics: column {name} has {value!r}; {kind} is allowed") from None
 
 
-def _parse(path: Path) -> tuple[list[str], list[list[str]], str]:
-    """Columns, whole rows, and what is wrong with the first line that is neither a row nor the cut last line."""
-    text = path.read_bytes().decode(errors="replace")
-    *lines, _ = text.split("\n")  # what follows the last line break is no whole line
-    if not lines:
-        return [], [], ""
-    columns = lines[0].split(",")
-    if tuple(columns[: len(FIRST_COLUMNS)]) != FIRST_COLUMNS:
+def _table(path: Path) -> Table:
+    table = read_table(path, counts=_COUNTS)
+    if table.columns and tuple(table.columns[: len(FIRST_COLUMNS)]) != FIRST_COLUMNS:
         raise ValueError(
-            f"metrics: {path} begins with {lines[0][:60]!r}; its first columns are {','.join(FIRST_COLUMNS)}"
+            f"metrics: {path} begins with {','.join(table.columns)[:60]!r}; its first columns are "
+            f"{','.join(FIRST_COLUMNS)}"
         )
-    rows: list[list[str]] = []
-    for number, line in enumerate(lines[1:], 2):
-        row = line.split(",")
-        try:
-            if len(row) != len(columns):
-                raise ValueError(f"{len(row)} cells")
-            for name, cell in zip(columns, row, strict=True):
-                int(cell) if name in _COUNTS else float(cell or 0)
-        except ValueError as error:
-            return columns, rows, f"line {number} is no row of {len(columns)} numbers ({error})"
-        rows.append(row)
-    return columns, rows, ""
+    return table

@@ -131,6 +131,14 @@ def require_whole(config: Any, name: str, least: int, most: int | None = None) -
         raise ValueError(f"{name}: {value!r} is not a whole number in [{least}, {'...' if most is None else most}]")
 
 
+def require_layers(config: Any, name: str) -> None:
+    """Raise unless the field says of each hidden layer how many units it has."""
+    units = getattr(config, name)
+    whole = isinstance(units, (tuple, list)) and all(type(each) is int and each >= 1 for each in units)
+    if not whole:
+        raise ValueError(f"{name}: {units!r} are not whole numbers from 1 on, one for each layer")
+
+
 def require_number(config: Any, name: str, least: float, most: float) -> None:
     """Raise unless the field is a number in [least, most]."""
     value = getattr(config, name)
