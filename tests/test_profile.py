@@ -19,7 +19,7 @@ from fastrl.engine.files import write_json
 from fastrl.runs import command_line
 from fastrl.runs.ceilings import Stage, ceiling
 from fastrl.runs.trial import Trial
-from fastrl.runs.tuned import with_tuned, write_tuned
+from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
 
 
 def test_a_ceiling_is_told_in_steps_of_the_run() -> None:
@@ -102,6 +102,9 @@ def test_tuned_settings_are_defaults_that_flags_replace(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     write_tuned(path, "dqn", "PongNoFrameskip-v4", {}, {"threads": 3, "torch_threads": 1, "num_envs": 4})
     config, _ = command_line.parse(dqn.TRAINER, ["--env", "PongNoFrameskip-v4", "--tuned", str(path), "--threads", "2"])
+    assert tuned_line(config, path) == "tuned by tuned.json: torch_threads 1, num_envs 4"
+    other = dataclasses.replace(config, env="BreakoutNoFrameskip-v4")
+    assert "that was measured with PongNoFrameskip-v4, and BreakoutNoFrameskip-v4 may be" in tuned_line(other, path)
 
     assert (config.threads, config.torch_threads, config.num_envs) == (2, 1, 4)
     assert config.preset == "nature"

@@ -15,7 +15,7 @@ from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
 from fastrl.runs.side_by_side import is_said, run_seeds
 from fastrl.runs.traps import NonFiniteLoss
-from fastrl.runs.tuned import with_tuned
+from fastrl.runs.tuned import tuned_line, with_tuned
 from fastrl.runs.workers import WorkerFailed
 
 Presets = dict[str, dict[str, Any]]
@@ -162,6 +162,8 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
         if flags.resume is None and flags.resume_without_replay is None:
             changes = preset_lines(trainer, config.preset)
             print(f"preset {config.preset}{':' if changes else ', the default'}", *changes, sep="\n")
+        if flags.tuned is not None:
+            print(tuned_line(config, flags.tuned))
         exit_code = trainer.train(
             config,
             resume_run=flags.resume or flags.resume_without_replay,

@@ -40,3 +40,13 @@ def with_tuned(config: Any, path: Path, algorithm: str) -> Any:
     if not isinstance(settings, dict) or not set(settings) <= names:
         raise ValueError(f"tuned: {path} has settings {json.dumps(settings)[:200]}; {algorithm} takes {sorted(names)}")
     return dataclasses.replace(config, **settings)
+
+
+def tuned_line(config: Any, path: Path) -> str:
+    """What of ``config`` is from a file, and what it was measured with."""
+    found = read_json(path)
+    taken = [f"{name} {value}" for name, value in found["settings"].items() if getattr(config, name) == value]
+    line = f"tuned by {path.name}: {', '.join(taken) or 'nothing, every setting was given'}"
+    if found["env"] != config.env:
+        line += f"; that was measured with {found['env']}, and {config.env} may be fastest with others"
+    return line
