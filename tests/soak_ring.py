@@ -90,7 +90,7 @@ class Soak:
             except subprocess.TimeoutExpired as late:
                 raise Failed(f"not done after {late.timeout:.0f} s") from late
         if result.returncode != 0:
-            lines = (result.stdout + result.stderr).strip().splitlines()
+            lines = (result.stdout + result.stderr).strip().splitlines() or [f"ended with {result.returncode}"]
             raise Failed(next((line for line in lines if line.startswith(("FAILED", "E  "))), lines[-1]))
         return result.stdout.strip()
 
@@ -239,8 +239,8 @@ def main() -> int:
         began = time.monotonic()
         try:
             found = measure()
-        except (Failed, AssertionError) as error:
-            found = f"FAILED: {error}"
+        except Exception as error:  # the other rows are run all the same
+            found = f"FAILED: {error}" if isinstance(error, Failed) else f"FAILED: {type(error).__name__}: {error}"
             broken += 1
         rows.append((row, ran, found, time.monotonic() - began))
         print(f"{row}: {found}  ({rows[-1][-1]:.0f} s)", flush=True)

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -371,6 +372,71 @@ def test_with_priorities_a_boundary_never_goes_back() -> None:
         written.replay.sample(8, 1, GAMMA, boundary=early)
     assert written.replay.stats()["race_rejects"] == 0
     written.replay.sample(8, 1, GAMMA, boundary=late)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_a_draw_that_found_nothing_settles_nothing(alpha: float | None) -> None:
+    written = Written(alpha=alpha)
+    for n_step in (3, 1):
+        with pytest.raises(fastrl.NothingToSample, match="the replay is empty; write transitions first"):
+            written.replay.sample(1, n_step, GAMMA)
+    written.start(0)
+    with pytest.raises(fastrl.NothingToSample, match="none of the 1 observations begins a whole transition yet"):
+        written.replay.sample(1, 2, GAMMA)
+    written.play(0, 20)
+    written.replay.sample(4, 1, GAMMA)
+
+
+def test_threads_that_sample_by_priority_beside_a_writer_do_not_get_in_each_others_way() -> None:
+    made = small_replay(capacity=400, lanes=1, alpha=0.6)
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def draw() -> None:
+        try:
+            while not stop.is_set():
+                made.sample(8, 1, GAMMA)
+        except BaseException as error:
+            errors.append(error)
+
+    with made.writer(0) as writer:
+        writer.start(observation(0, 0))
+        for step in range(1, 100):
+            writer.append(0, 0.0, observation(0, step), False, False)
+        threads = [threading.Thread(target=draw) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 0.7
+        for step in range(100, 10**9):
+            writer.append(0, 0.0, observation(0, step), False, False)
+            if time.monotonic() > end:
+                break
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
+def test_memory_of_a_replay_of_other_types_is_refused() -> None:
+    floats = fastrl.Replay(200, 1, (2,), "float32", stack=1)
+    whole = fastrl.Replay(200, 1, (2,), "int32", stack=1)
+    for made in (floats, whole):
+        with made.writer(0) as writer:
+            writer.start(np.zeros(2, made.obs_dtype))
+            writer.append(0, 0.0, np.ones(2, made.obs_dtype), True, False)
+    with pytest.raises(ValueError, match="sample: out was made by a replay of other observations or actions"):
+        floats.sample(1, out=whole.buffer(1))
+    again = fastrl.Replay.attach(floats.handle())
+    assert floats.sample(1, out=again.buffer(1)).next_obs.tolist() == [[[1.0, 1.0]]]
+
+
+def test_what_cannot_fit_anywhere_is_refused_in_words() -> None:
+    with pytest.raises(MemoryError, match=r"not even the least, 552, fit: they need 2.37e\+03 GB; use fewer"):
+        fastrl.Replay(2**40, 8, obs_shape=(2**31, 2))
+    with pytest.raises(ValueError, match=r"obs_shape: .* bytes an observation; at most 4,294,967,296 are possible"):
+        fastrl.Replay(2**20, 1, obs_shape=(2**31, 2**13))
+    with pytest.raises(TypeError, match=r"pickle: a replay lies in shared memory; send its handle\(\)"):
+        pickle.dumps(small_replay())
 
 
 def test_a_batch_is_the_callers_to_keep() -> None:

@@ -205,8 +205,9 @@ def test_nothing_to_sample_arrives_in_take() -> None:
         assert len(prefetcher.take().reward) == 4
 
 
-def test_a_boundary_that_was_overtaken_arrives_in_take() -> None:
-    made = written()
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_a_boundary_that_was_overtaken_arrives_in_take(alpha: float | None) -> None:
+    made = written(alpha=alpha)
     boundary = made.replay.boundary()
     made.play(0, 60, seed=3)
     made.play(1, 60, seed=4)

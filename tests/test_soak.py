@@ -28,6 +28,8 @@ def test_a_promise_that_is_broken_is_told() -> None:
     assert made.said(sys.executable, "-c", "print('0 torn')") == "0 torn"
     with pytest.raises(Failed, match="FAILED: torn"):
         made.said(sys.executable, "-c", "print('FAILED: torn', 'more', sep='\\n'); exit(1)")
+    with pytest.raises(Failed, match="ended with -11"):
+        made.said(sys.executable, "-c", "import os; os.kill(os.getpid(), 11)")
     with pytest.raises(Failed, match="not done after 0 s"):
         made.said(sys.executable, "-c", "import time; time.sleep(60)", longest_s=0.2)
     text = report(made, [("R1", "`torture`", "FAILED: torn", 60.0)], broken=1)

@@ -23,6 +23,11 @@ void Priorities::set(std::uint64_t lane, std::uint64_t step, std::uint64_t weigh
   if (weight > 0) ++count_;
 }
 
+std::vector<std::uint64_t> Priorities::ends_from(std::vector<std::uint64_t> ends) const {
+  for (std::uint64_t lane = 0; lane < shape_.lanes; ++lane) ends[lane] = std::max(ends[lane], lanes_[lane].end);
+  return ends;
+}
+
 void Priorities::follow(const std::vector<std::uint64_t>& ends) {
   for (std::uint64_t lane = 0; lane < shape_.lanes; ++lane) {
     if (ends[lane] < lanes_[lane].end) {

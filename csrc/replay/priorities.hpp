@@ -26,8 +26,12 @@ class Priorities {
 
   Priorities(const Ring& ring, const TransitionRules& rules, double alpha);
 
+  // Where windows that would end at `ends` can end: not before those that were followed last, for what has left cannot
+  // come back.
+  std::vector<std::uint64_t> ends_from(std::vector<std::uint64_t> ends) const;
+
   // Lets in what became eligible in the windows that end at `ends`, and lets go what left them. Throws
-  // std::invalid_argument if a window ends before it did: what has left cannot come back.
+  // std::invalid_argument if a window ends before it did.
   void follow(const std::vector<std::uint64_t>& ends);
 
   std::uint64_t total() const noexcept { return tree_.total(); }

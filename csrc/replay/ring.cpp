@@ -45,7 +45,12 @@ std::uint64_t RingShape::lane_bytes() const noexcept {
 
 std::uint64_t RingShape::lane_offset(std::uint64_t lane) const noexcept { return kPage + lane * lane_bytes(); }
 
-std::uint64_t RingShape::region_bytes() const noexcept { return lane_offset(lanes); }
+// As many as there can be, where the number is larger than that: no such ring fits anywhere.
+std::uint64_t RingShape::region_bytes() const noexcept {
+  const double of_a_slot = static_cast<double>(meta_words() + payload_words()) * lane::kWord;
+  const double about = of_a_slot * static_cast<double>(slots) * static_cast<double>(lanes);
+  return about < 0x1p62 ? lane_offset(lanes) : std::numeric_limits<std::uint64_t>::max();
+}
 
 Ring::Ring(std::shared_ptr<SharedRegion> region, const RingShape& shape) : region_(std::move(region)), shape_(shape) {}
 

@@ -81,10 +81,17 @@ void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta
   const TransitionReader reader(*ring_, rules);
   std::vector<std::uint64_t> until = ends.steps;
   for (int tries = 1;; ++tries) {
+    if (options_) {
+      Priorities& known = priorities_for(rules);
+      // Another thread, or a batch that was asked for earlier and drawn again, may have seen more already.
+      if (!ends.fixed) until = known.ends_from(std::move(until));
+      known.follow(until);
+    }
     const Task task{reader, ring_->shape(), until, beta, out, given_up, seed_, batch_};
     try {
       if (options_) {
-        sample_by_priority(task, follow(rules, until));
+        sample_by_priority(task, *priorities_);
+        settled_ = true;
       } else {
         sample_uniform(task);
       }
@@ -102,7 +109,7 @@ void Sampler::sample_uniform(const Task& task) {
   for (std::size_t lane = 0; lane < task.ends.size(); ++lane)
     before[lane + 1] = before[lane] + task.window(lane).size();
   const std::uint64_t all = before.back();
-  if (all == 0) nothing("the replay is empty; write transitions first");
+  if (all == 0) require_any(task);
   const auto draw = [&](RowRandom& random) -> Drawn {
     const std::uint64_t drawn = random.below(all);
     const auto above = std::upper_bound(before.begin(), before.end(), drawn);
@@ -126,16 +133,18 @@ void Sampler::sample_uniform(const Task& task) {
       }
       if (tries % kLookAfter != 0) continue;
       task.go_on();
-      require_any(task, all);
+      require_any(task);
     }
   }
 }
 
-// Throws if there is nothing to draw, and says which of the two reasons it has.
-void Sampler::require_any(const Task& task, std::uint64_t all) const {
+// Throws if there is nothing to draw, and says for which reason.
+void Sampler::require_any(const Task& task) const {
   bool overwritten = false;
+  std::uint64_t all = 0;
   for (std::uint64_t lane = 0; lane < task.ends.size(); ++lane) {
     const Window window = task.window(lane);
+    all += window.size();
     for (std::uint64_t step = window.first; step < window.end; ++step) {
       const Verdict verdict = task.reader.judge(lane, step, window);
       if (verdict == Verdict::kTaken) return;
@@ -143,11 +152,12 @@ void Sampler::require_any(const Task& task, std::uint64_t all) const {
     }
   }
   if (overwritten) overtaken();
+  if (all == 0) nothing("the replay is empty; write transitions first");
   nothing("none of the " + std::to_string(all) + " observations begins a whole transition yet");
 }
 
-Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends) {
-  if (!priorities_) {
+Priorities& Sampler::priorities_for(const TransitionRules& rules) {
+  if (!priorities_ || (rules.n_step != rules_.n_step && !settled_)) {
     priorities_.emplace(*ring_, rules, options_->alpha);
     rules_ = rules;
   }
@@ -156,7 +166,6 @@ Priorities& Sampler::follow(const TransitionRules& rules, const std::vector<std:
                                 ", but the priorities of this replay are of transitions of n_step " +
                                 std::to_string(rules_.n_step) + "; make another replay for it");
   }
-  priorities_->follow(ends);
   return *priorities_;
 }
 
@@ -172,10 +181,14 @@ void Sampler::restore(const TransitionRules& rules, const Priorities::State& sta
   priorities_.emplace(*ring_, rules, options_->alpha);
   rules_ = rules;
   priorities_->restore(state);
+  settled_ = true;
 }
 
 void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
-  if (priorities.count() == 0) nothing("no whole transition has been written yet");
+  if (priorities.count() == 0) {
+    require_any(task);
+    overtaken();  // what there is now was not there when it was looked for
+  }
   const auto total = static_cast<double>(priorities.total());
   const auto count = static_cast<double>(priorities.count());
   double largest = 0;

@@ -78,14 +78,15 @@ class Sampler {
   struct Task;  // what one call of sample() has to do
   void sample_uniform(const Task& task);
   void sample_by_priority(const Task& task, Priorities& priorities);
-  Priorities& follow(const TransitionRules& rules, const std::vector<std::uint64_t>& ends);
-  void require_any(const Task& task, std::uint64_t all) const;
+  Priorities& priorities_for(const TransitionRules& rules);
+  void require_any(const Task& task) const;
   std::shared_ptr<const Ring> ring_;
   std::uint64_t seed_;
   std::optional<PriorityOptions> options_;
   mutable std::mutex mutex_;  // for what is drawn and what decides it
   std::optional<Priorities> priorities_;
   TransitionRules rules_{};  // that the priorities were made for
+  bool settled_ = false;     // something was drawn by these rules
   std::atomic<std::uint64_t> batch_ = 0;
   std::atomic<std::uint64_t> race_rejects_ = 0;
   std::atomic<std::uint64_t> stale_updates_ = 0;

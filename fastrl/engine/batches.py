@@ -51,11 +51,16 @@ class Batch:
 class BatchBuffer:
     """Memory that batches of one size are written into, see :meth:`Replay.buffer`."""
 
-    def __init__(self, loan: Any, n_step: int) -> None:
+    def __init__(self, loan: Any, n_step: int, lender: BatchLender) -> None:
         self.loan = loan
         self.n_step = n_step
+        self._lender = lender
         self.batch = Batch.of(loan)
         self.batch._loan = None  # nothing to guard: its next sample comes when the caller wants
+
+    def fits(self, lender: BatchLender) -> bool:
+        """Whether batches of that replay look the same."""
+        return lender is self._lender or lender.looks == self._lender.looks
 
 
 class BatchLender:
@@ -64,6 +69,7 @@ class BatchLender:
     def __init__(self, ring: Any, obs_like: npt.NDArray[Any], action_like: npt.NDArray[Any], most_steps: int) -> None:
         self._ring = ring
         self._likes = (obs_like, action_like)
+        self.looks = [(like.shape, like.dtype) for like in self._likes]  # a stack of observations, an action
         self._most_steps = most_steps
         self._forms: dict[tuple[int, int, bool], Any] = {}
         self._bank = native.core.BatchBank()

@@ -133,7 +133,7 @@ class Mirror:
                     f"{published[lane]} are published, give something between"
                 )
         waiting = [(lane, self._uploaded[lane], end) for lane, end in enumerate(ends)]
-        self._begun = ends
+        self._begun = [max(pair) for pair in zip(self._begun, ends, strict=True)]
         number = 0
         while waiting:
             stage = self._stages[number % len(self._stages)]

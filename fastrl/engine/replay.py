@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,9 @@ from fastrl.engine.ring_sizes import (
     LEAST_SPARE_STEPS,
     guard_steps,
     least_slots,
-    most_slots,
     ring_bytes,
     slots_asked_for,
+    what_fits,
 )
 from fastrl.engine.rules import flag, share, whole_number
 
@@ -124,6 +124,9 @@ class Writer:
         self.close()
 
 
+_MOST_OBS_BYTES = 2**32  # of one observation
+
+
 class Replay:
     """A ring of transitions in shared memory, in lanes that one env each writes.
 
@@ -166,6 +169,11 @@ class Replay:
         self.lanes = whole_number("lanes", lanes, 1, _MOST_LANES)
         self.obs_shape = _checked_shape("obs_shape", obs_shape)
         self.obs_dtype = _checked_dtype("obs_dtype", obs_dtype)
+        if self.obs_bytes > _MOST_OBS_BYTES:
+            raise ValueError(
+                f"obs_shape: {self.obs_shape} of {self.obs_dtype} is {self.obs_bytes:,} bytes an observation; at most "
+                f"{_MOST_OBS_BYTES:,} are possible"
+            )
         self.stack = whole_number("stack", stack, 1, 64)
         self.action_shape, self.action_dtype = _action_layout(action)
         self._discrete = (int(action.start), int(action.n)) if isinstance(action, spaces.Discrete) else None
@@ -216,7 +224,7 @@ class Replay:
         elif needed > available:
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-                f"available; at most {most_slots(shape, available) * self.lanes:,} fit"
+                f"available; {what_fits(shape, self._least_slots(), available)}"
             )
         return slots
 
@@ -333,7 +341,7 @@ class Replay:
     def buffer(self, batch: int, n_step: int = 1, pin_memory: bool = False) -> BatchBuffer:
         """Memory for :meth:`sample`'s ``out``; ``pin_memory`` for copies to a GPU while something else runs."""
         form = self._lender.form(batch, n_step)
-        return BatchBuffer(self._lender.bank(flag("buffer: pin_memory", pin_memory)).lend(form), n_step)
+        return BatchBuffer(self._lender.bank(flag("buffer: pin_memory", pin_memory)).lend(form), n_step, self._lender)
 
     def sample(
         self,
@@ -367,6 +375,10 @@ class Replay:
             loan = self._lender.lend(batch, n_step)
         elif not isinstance(out, BatchBuffer) or len(out.batch.reward) != batch or out.n_step != n_step:
             raise ValueError(f"sample: out must be what replay.buffer({batch}, {n_step}) made")
+        elif not out.fits(self._lender):
+            raise ValueError(
+                "sample: out was made by a replay of other observations or actions; use this one's buffer()"
+            )
         else:
             self._lender.form(batch, n_step)  # 32.0 equals 32
             loan = out.loan
@@ -440,8 +452,8 @@ class Replay:
     def update_priorities(self, index: npt.NDArray[np.int64], priority: npt.ArrayLike) -> int:
         """Give transitions that were sampled new priorities (not yet to the power of alpha).
 
-        Transitions that have been overwritten since are left alone and counted (``stale_updates``). With a prefetcher
-        it first waits until all is done that was asked for there; the prefetcher's own ``update_priorities`` does not.
+        Those that were gone when a batch was drawn last are left alone and counted (``stale_updates``): what is written
+        between two draws is no matter, so that equal draws and updates have equal effects. With a prefetcher it first waits until all is done that was asked for there; the prefetcher's own ``update_priorities`` does not.
 
         Returns:
             How many were still there.
@@ -572,6 +584,9 @@ class Replay:
         return SlotStore(directory, self._shape(self._slots), self._ring.slot_words, self._history)
 
     # ---- other processes
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("pickle: a replay lies in shared memory; send its handle() and Replay.attach(handle) there")
 
     def handle(self) -> ReplayHandle:
         """Where other processes of this user and machine find it, while this process lives."""

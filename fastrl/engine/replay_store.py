@@ -55,6 +55,15 @@ def manifests(directory: Path) -> list[Path]:
     return sorted(directory.glob("replay-" + "[0-9]" * 8 + ".json"), reverse=True)
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether it can be read."""
+    try:
+        read_manifest(path)
+    except DamagedReplay:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class History:
     """What the steps of a replay are: two replays with the same name and number of a step have the same step.
@@ -159,8 +168,11 @@ class SlotStore:
         }
         path = self.directory / _MANIFEST.format(number)
         write_json(path, manifest)
-        for old in manifests(self.directory)[keep:]:
-            old.unlink(missing_ok=True)
+        whole = 0
+        for old in manifests(self.directory):
+            whole += is_manifest(old)  # one that cannot be read keeps no whole one from its place
+            if whole > keep:
+                old.unlink(missing_ok=True)
         delete_unnamed_slots(self.directory)
         return path
 

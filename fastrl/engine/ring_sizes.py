@@ -43,6 +43,16 @@ def most_slots(
     return least
 
 
+def what_fits(shape: dict[str, int], least: int, available_bytes: int) -> str:
+    """What to do where something does not: a capacity to give, or why there is none."""
+    slots = most_slots(shape, available_bytes)
+    lanes = shape["lanes"]
+    if slots >= least:
+        return f"at most {slots * lanes:,} fit"
+    needed = ring_bytes(shape, least)
+    return f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB; use fewer lanes"
+
+
 def auto_slots(shape: dict[str, int], available_bytes: int) -> int:
     """What "auto" stands for: the default capacity, or what fits if something is left to the rest."""
     return min(slots_of(DEFAULT_CAPACITY, shape["lanes"]), most_slots(shape, available_bytes - LEFT_FREE_BYTES))
@@ -73,8 +83,7 @@ def slots_asked_for(capacity: Any, shape: dict[str, int], least: int, available_
         if slots < least:
             raise MemoryError(
                 f"capacity: 'auto' leaves {LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
-                f"{available_bytes / 1e9:.1f} GB are available; give a number, at most "
-                f"{most_slots(shape, available_bytes) * lanes:,}"
+                f"{available_bytes / 1e9:.1f} GB are available; {what_fits(shape, least, available_bytes)}"
             )
         return slots
     slots = slots_of(whole_number("capacity", capacity, 1, MOST_CAPACITY), lanes)
