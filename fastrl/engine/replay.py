@@ -453,7 +453,10 @@ class Replay:
         """Give transitions that were sampled new priorities (not yet to the power of alpha).
 
         Those that were gone when a batch was drawn last are left alone and counted (``stale_updates``): what is written
-        between two draws is no matter, so that equal draws and updates have equal effects. With a prefetcher it first waits until all is done that was asked for there; the prefetcher's own ``update_priorities`` does not.
+        between two draws is no matter, so that equal draws and updates have equal effects.
+
+        With a prefetcher it first waits until all is done that was asked for there; the prefetcher's own
+        ``update_priorities`` does not.
 
         Returns:
             How many were still there.
