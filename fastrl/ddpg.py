@@ -12,7 +12,7 @@ once for every step. Actions are m(s) plus noise, within bounds.
 Differences from the paper, each with its reason:
 - Actions are in [-1, 1] for the networks and the replay, and are scaled to the env's own bounds, so that every
   dimension weighs the same; noise is scaled with them.
-- Updates that are due are made while the envs take their step, from what was there before it: the first one comes a
+- Updates that are due are made before the envs take their step, from what was there before it: the first one comes a
   round of steps after the warm-up.
 - Where the paper leaves it open: the actor's last layer is not normalised; the critic's L2 is on weights, not on biases
   nor on what normalisation scales by; targets normalise by running means which follow as their weights do.
@@ -236,8 +236,7 @@ class Learner:
 
     @torch.no_grad()
     def _update_from_batch(self) -> None:
-        obs, action, next_obs = (self.batch[name] for name in ("obs", "action", "next_obs"))
-        action = action.flatten(1)
+        obs, action, next_obs = self.batch["obs"], self._taken(), self.batch["next_obs"]
 
         next_values = self.target_critic_pass.forward(next_obs, self.target_actor_pass.forward(next_obs))
         target = targets(self.batch["reward"], self.batch["discount"], next_values)
@@ -263,12 +262,19 @@ class Learner:
             self.networks.train(on)
 
     def look(self) -> None:
-        """Both networks on the last batch, for who watches their layers."""
+        """The networks that learn, on the last batch, for who watches their layers."""
         obs = self.batch["obs"]
-        self.critic.network(obs, self.actor.network(obs))
+        # Whoever watches takes back what a look does to running means, of networks that learn.
+        action = self._taken() if self.config.critic_only else self.actor.network(obs)
+        self.critic.network(obs, action)
+
+    def _taken(self) -> Tensor:
+        """The last batch's actions, a row each."""
+        action = self.batch["action"]
+        return action.reshape(len(action), -1)
 
     def statistics(self) -> dict[str, float | None]:
-        """Of every tenth update since the last call."""
+        """Of every tenth update since the last call, the newest two thousand of them."""
         looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
         self._look_count = 0
         values, target, raised = looks.swapaxes(0, 1)

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import golden_updates
 import numpy as np
@@ -457,7 +457,70 @@ def test_a_critic_learns_on_its_own_and_the_actor_stays(
     assert "TRAP" not in capsys.readouterr().out  # an actor that is to stay is no failure
 
 
+def test_looking_at_a_critic_that_learns_alone_leaves_a_normalised_actor_as_it_is(tmp_path: Path) -> None:
+    digests = set()
+    for every in (40, 120):
+        changes: dict[str, Any] = {"critic_only": True, "steps": 240, "log_every_steps": every}
+        session = run(tmp_path, f"every-{every}", "paper", **changes)
+        digests.add(session.final_digest)
+        saved = session.store.load(print).tensors
+        fresh = build(session.policy["network"], [ddpg.seeds.whole(0, "actor")])
+        for name, value in fresh.state_dict().items():
+            assert torch.equal(saved[f"actor.{name}"], value), name
+    assert len(digests) == 1
+
+
 # ---- acting
+
+
+class RememberedNoise(OrnsteinUhlenbeck):
+    """Tells what was asked of it."""
+
+    made: ClassVar[list[RememberedNoise]] = []
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.drawn: list[np.ndarray] = []
+        self.forgotten: list[tuple[int, list[int]]] = []
+        self.made.append(self)
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        self.drawn.append(super().draw(generator))
+        return self.drawn[-1]
+
+    def ended(self, envs: list[int]) -> None:
+        super().ended(envs)
+        if envs:
+            self.forgotten.append((len(self.drawn), list(envs)))
+
+
+def require_noise_as_promised(noise: RememberedNoise) -> None:
+    """Two envs with three dimensions each, whose episodes last 5, 7, 5, 7, ... steps."""
+    assert {each.shape for each in noise.drawn} == {(2, 3)}
+    columns = np.array(noise.drawn).reshape(len(noise.drawn), 6)
+    assert np.abs(np.corrcoef(columns.T) - np.eye(6)).max() < 0.9
+    ends = np.cumsum([5, 7] * 3).tolist()
+    assert noise.forgotten[: len(ends)] == [(end, [0, 1]) for end in ends]
+
+
+@pytest.mark.parametrize("mistake", ["", "not reset", "one for all dimensions"])
+def test_a_training_explores_every_dimension_by_itself_and_forgets_with_each_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.setattr(RememberedNoise, "made", [])
+    monkeypatch.setattr(ddpg, "OrnsteinUhlenbeck", RememberedNoise)
+    if mistake == "not reset":
+        monkeypatch.setattr(RememberedNoise, "ended", lambda self, envs: None)
+    if mistake == "one for all dimensions":
+        make = ddpg.make_noise
+        monkeypatch.setattr(ddpg, "make_noise", lambda config, dimensions: make(config, 1))
+    run(tmp_path, "run", env="test/Counting-v0", num_envs=2, noise="ou", warm_up_steps=0, steps=100, batch=8)
+    (noise,) = RememberedNoise.made
+    if not mistake:
+        require_noise_as_promised(noise)
+        return
+    with pytest.raises(AssertionError):
+        require_noise_as_promised(noise)
 
 
 class FixedLearner:

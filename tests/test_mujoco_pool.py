@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -696,3 +697,23 @@ def test_close_waits_for_the_thread_that_is_inside_a_call() -> None:
     assert ended[0] < closed + 0.1
     with pytest.raises(RuntimeError, match="step: the pool is closed; make a new one"):
         pool._pool.step(actions)
+
+
+def test_a_state_saved_under_any_other_setting_is_refused() -> None:
+    for env_id, settings in SETTINGS.items():
+        with contextlib.closing(fastrl.MujocoPool(env_id, 1, threads=1)) as pool:
+            pool.reset(seed=0)
+            saved = pool.save_state()
+        for name, value in settings.items():
+            with (
+                contextlib.closing(fastrl.MujocoPool(env_id, 1, threads=1, **{name: value})) as other,
+                pytest.raises(ValueError, match="the state was saved under other rules"),
+            ):
+                other.load_state(saved)
+
+
+def test_a_pool_says_when_it_cuts_as_a_registered_env_does() -> None:
+    for given, limit in ((None, 1000), (70, 70)):
+        with contextlib.closing(fastrl.MujocoPool("InvertedPendulum-v5", 1, max_episode_steps=given)) as pool:
+            assert pool.spec is not None
+            assert (pool.spec.id, pool.spec.max_episode_steps) == ("InvertedPendulum-v5", limit)

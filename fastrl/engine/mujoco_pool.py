@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -99,6 +101,7 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         # Of the next reset that is given none.
         self._seeds_due: list[int | None] | None = spread_seed(seed, self.num_envs)
         self.task = make_task(env_id, max_episode_steps, settings)
+        self.spec = dataclasses.replace(gymnasium.spec(env_id), max_episode_steps=self.task.max_episode_steps)
         self._term_names = [name for name, _ in self.task.terms]
         self._mask_names = [f"_{name}" for name in self._term_names]
         self._whole_terms = _WHOLE_TERMS.get(env_id, ())
@@ -298,7 +301,8 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
     def _rules_text(self) -> str:
         import mujoco
 
-        return f"{self.task.env_id} {sorted(self.task.rules.items())} mujoco {mujoco.mj_versionString()}"
+        rules = {**self.task.rules, "reset_noise_scale": self.task.settings["reset_noise_scale"]}
+        return f"{self.task.env_id} {sorted(rules.items())} mujoco {mujoco.mj_versionString()}"
 
     def _physics_numbers(self) -> tuple[int, int]:
         """Which parts of MuJoCo's state decide how it goes on, and how many numbers they are."""

@@ -146,11 +146,11 @@ class RecordedAtari:
 
 
 class RecordedGymnasium:
-    """Envs of Gymnasium with vectors as observations, stepped one after the other and recorded in a replay.
+    """Envs of Gymnasium with vectors as observations, recorded in a replay.
 
     Actions are numbers from 0 on, or, for a Box, in [-1, 1] for each dimension, whatever the Box's own bounds are.
-    The MuJoCo tasks that fastrl has a pool for are stepped by that pool, whose states can be saved. Others have none: a
-    run that is resumed begins new episodes in them.
+    The MuJoCo tasks that fastrl has a pool for are stepped by that pool, and their states can be saved. Others are
+    stepped one after the other and have none: a run that is resumed begins new episodes in them.
     """
 
     kind: Literal["atari", "gymnasium"] = "gymnasium"
@@ -231,7 +231,7 @@ class RecordedGymnasium:
         return self.replay.stacks(out)
 
     def send(self, actions: npt.NDArray[Any]) -> None:
-        """Let all envs take a step, which :meth:`receive` does: there are no threads here."""
+        """Let all envs take a step, which they do when it is received."""
         self._actions = actions
 
     def receive(self) -> list[Game]:

@@ -98,6 +98,12 @@ class ShownGymnasium:
             drawn = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise ValueError(f"env: it cannot draw itself without a package that is not installed: {error}") from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] != "mujoco":
+                raise
+            raise ValueError(
+                f"env: MuJoCo cannot draw here ({error}); without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            ) from None
         if not isinstance(drawn, np.ndarray) or drawn.ndim != 3 or drawn.shape[2] != 3:
             raise ValueError(f"env: it draws {type(drawn).__name__}, expected an RGB picture (rows, columns, 3)")
         return drawn.astype(np.uint8, copy=False)
