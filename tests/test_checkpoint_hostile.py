@@ -60,7 +60,7 @@ def test_hostile_files_run_nothing_and_reach_nothing(tmp_path: Path, session_see
     nursery = Nursery()
     try:
         (tmp_path / "runs").mkdir()
-        child = nursery.start("hostile:attacked", str(tmp_path / "runs"), 1000, session_seed, output=tmp_path / "log")
+        child = nursery.start("hostile:attacked", str(tmp_path / "runs"), 600, session_seed, output=tmp_path / "log")
         code = child.wait(120)
         print(child.said().splitlines()[-1])
         assert code == 0, child.said()[-3000:]
