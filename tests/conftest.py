@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from early import begun
 
 import fastrl
+
+__all__ = ["begun"]  # a fixture of all tests
 
 
 def pytest_configure() -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -34,9 +35,11 @@ class Child:
 
     def wait(self, timeout_s: float = 60.0) -> int:
         """Its exit code, negative for a signal as subprocess has it."""
-        code = self._nursery.order(wait=self.pid, timeout_s=timeout_s)
-        if code is None:
-            raise TimeoutError(f"{self.pid} is alive after {timeout_s} s\n{self.said()}")
+        end = time.monotonic() + timeout_s
+        while (code := self._nursery.order(code_of=self.pid)) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.pid} is alive after {timeout_s} s\n{self.said()}")
+            time.sleep(0.005)
         return int(code)
 
     def said(self) -> str:
@@ -50,9 +53,10 @@ class Child:
 
 
 class Nursery:
-    """The server, from the side of who orders."""
+    """The server, from the side of who orders; threads may share it."""
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -64,9 +68,10 @@ class Nursery:
     def order(self, **what: Any) -> Any:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(what) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        with self._turn:
+            self._server.stdin.write(json.dumps(what) + "\n")
+            self._server.stdin.flush()
+            return json.loads(self._server.stdout.readline())
 
     def start(self, call: str, *arguments: Any, output: Path) -> Child:
         """Fork a child that calls ``module:function``."""
@@ -122,19 +127,9 @@ def _serve() -> None:
                     sys.exit(99)
                 sys.exit(0)
         else:
-            answer = _wait(order["wait"], order["timeout_s"])
+            done, status = os.waitpid(order["code_of"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if done else None
         print(json.dumps(answer), flush=True)
-
-
-def _wait(pid: int, timeout_s: float) -> int | None:
-    end = time.monotonic() + timeout_s
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            return None
-        time.sleep(0.005)
 
 
 if __name__ == "__main__":

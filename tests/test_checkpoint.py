@@ -14,7 +14,7 @@ import pytest
 import small_run
 import torch
 from file_faults import Faults
-from nursery import Nursery
+from nursery import Child, Nursery
 from small_run import STEPS_A_TURN, a_run, require_tidy, require_whole, tensors_of
 
 from fastrl.engine import files
@@ -37,14 +37,21 @@ def nursery() -> Iterator[Nursery]:
 
 def kill_everywhere(nursery: Nursery, tmp_path: Path, most: int = 10_000) -> int:
     """Kill a save before each of its changes in turn; returns how many there are."""
-    for at in range(1, most):
+
+    def started(at: int) -> Child:
         runs = tmp_path / str(at)
         runs.mkdir()
-        child = nursery.start("small_run:save_and_die", str(runs), at, output=tmp_path / f"{at}.log")
+        return nursery.start("small_run:save_and_die", str(runs), at, output=tmp_path / f"{at}.log")
+
+    following = started(1)
+    for at in range(1, most):
+        child, following = following, started(at + 1)  # which saves while this one is judged
+        runs = tmp_path / str(at)
         code = child.wait()
         found = require_whole(runs)
         if code == 0:
             assert found.checkpoint.steps == 4 * STEPS_A_TURN
+            assert following.wait() == 0
             return at - 1
         assert code == -9, child.said()
         store = CheckpointStore(runs / "run" / "checkpoints")

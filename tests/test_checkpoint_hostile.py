@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from early import early
 from nursery import Nursery
 
 PACKAGE = Path(__file__).parents[1] / "fastrl"
@@ -56,14 +57,20 @@ def test_the_check_sees_what_it_is_to_see(source: str) -> None:
     assert dangers(source)
 
 
-def test_hostile_files_run_nothing_and_reach_nothing(tmp_path: Path, session_seed: int) -> None:
+@early
+def attacked(folder: Path, seed: int) -> tuple[int, str]:
+    """The exit code of a process that loads hostile files, and what it said."""
     nursery = Nursery()
     try:
-        (tmp_path / "runs").mkdir()
-        child = nursery.start("hostile:attacked", str(tmp_path / "runs"), 600, session_seed, output=tmp_path / "log")
-        code = child.wait(120)
-        print(child.said().splitlines()[-1])
-        assert code == 0, child.said()[-3000:]
-        assert child.said().count("EXECUTED") == 1  # by the control, at the end
+        (folder / "runs").mkdir()
+        child = nursery.start("hostile:attacked", str(folder / "runs"), 1000, seed, output=folder / "log")
+        return child.wait(120), child.said()
     finally:
         nursery.close()
+
+
+def test_hostile_files_run_nothing_and_reach_nothing(attacked: tuple[int, str]) -> None:
+    code, said = attacked
+    print(said.splitlines()[-1])
+    assert code == 0, said[-3000:]
+    assert said.count("EXECUTED") == 1  # by the control, at the end

@@ -107,7 +107,7 @@ def test_a_group_learns_from_the_same_games_what_a_worker_learns(kind: str) -> N
     assert (ours["rounds"], ours.get("chosen")) == (theirs["rounds"], theirs.get("chosen"))
 
 
-@pytest.mark.parametrize("forgotten", ["cut", "terminated"])
+@pytest.mark.parametrize("forgotten", ["cut", "cut_value", "terminated", "reward"])
 def test_the_comparison_finds_what_does_not_reach_the_device(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     games = the_same_games()
     worker, group = made("n-step q", "worker", games[0]), made("n-step q", "group", games[1])

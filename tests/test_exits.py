@@ -1,16 +1,19 @@
-"""However Python ends, a pool lets it end. `python tests/exits.py` takes every way; here are some, others each time."""
+"""However Python ends, a pool lets it end. The long version is `python tests/exits.py`."""
 
 from __future__ import annotations
 
-import random
+from pathlib import Path
 
+import pytest
+from early import early
 from exits import WAYS, leave
 
-SAMPLE = 4
+
+@early
+def problems(folder: Path, seed: int) -> dict[str, str | None]:
+    return {way: leave(way) for way in WAYS}
 
 
-def test_python_ends_by_itself(session_seed: int) -> None:
-    chosen = random.Random(session_seed).sample(sorted(WAYS), SAMPLE)
-    problems = {way: problem for way in chosen if (problem := leave(way)) is not None}
-    print(f"{SAMPLE} of {len(WAYS)} ways: {', '.join(chosen)}")
-    assert not problems
+@pytest.mark.parametrize("way", list(WAYS))
+def test_python_ends_by_itself(way: str, problems: dict[str, str | None]) -> None:
+    assert problems[way] is None

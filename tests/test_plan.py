@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -155,7 +154,7 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
         took_s = time.perf_counter() - began
         assert child.process.returncode == 0
         # That a run says where its time goes costs less than a hundredth of it.
-        assert statistics.median(column(child.path / "metrics.csv", "stamps_share")) < 0.01
+        assert max(column(child.path / "metrics.csv", "stamps_share")) < 0.01
 
         planned = {name: sum(part["amount"] for part in found[name]) for name in ("memory", "disk", "time")}
         on_disk = sum(path.stat().st_size for path in child.path.rglob("*") if path.is_file())
@@ -165,9 +164,10 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
             f"time {planned['time'] / took_s:.2f}"
         )
         assert planned["disk"] / on_disk == pytest.approx(1, abs=0.05)
-        if memory == pytest.approx(1, abs=0.05) and planned["time"] / took_s == pytest.approx(1, abs=0.25):
+        assert memory == pytest.approx(1, abs=0.05)
+        if planned["time"] / took_s == pytest.approx(1, abs=0.25):
             return
-    pytest.fail(f"planned were {planned}; it took {peak.own_bytes} bytes of memory and {took_s:.1f} s")
+    pytest.fail(f"the time was planned as {planned['time']:.1f} s and was {took_s:.1f} s")
 
 
 def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
 def test_a_ceiling_is_told_in_steps_of_the_run() -> None:
     found = ceiling(Stage("sleep", "", lambda: time.sleep(0.01), steps=4), 0.25)
 
-    assert 4 / 0.1 < found <= 4 / 0.01
+    assert 4 / 0.02 < found <= 4 / 0.01
 
 
 def test_the_longest_bar_is_the_slowest_stage() -> None:
