@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl.engine.games import nearest
@@ -23,12 +22,6 @@ def trainer_of(algorithm: str) -> Trainer:
         )
     found: Trainer = importlib.import_module(f"fastrl.{algorithm}").TRAINER
     return found
-
-
-def require_output(path: Path | None) -> None:
-    """Raise, before anything takes long, unless a file can be written there."""
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
-        raise ValueError(f"--output: {path} is to be a file in a folder that is there")
 
 
 def new_run(trainer: Trainer, arguments: Sequence[str]) -> Any:

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 _ENDED_BY_SIGPIPE = 141  # what a shell reports of a program that wrote to nobody
 
@@ -25,6 +26,12 @@ def run(main: Callable[[], None]) -> None:
         # What is still buffered goes nowhere, instead of failing again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_ENDED_BY_SIGPIPE)
+
+
+def require_output(path: Path | None) -> None:
+    """Raise, before anything takes long, unless a file can be written there."""
+    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+        raise ValueError(f"--output: {path} is to be a file in a folder that is there")
 
 
 def _flush() -> None:

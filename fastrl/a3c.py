@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -168,9 +167,9 @@ class Worker(ProcessWorker):
 
     sums = ("policy_loss", "value_loss", "entropy", "grad_norm", "value_mean")
 
-    def _features(self, obs: npt.NDArray[Any]) -> Tensor:
+    def _features(self, obs: Tensor) -> Tensor:
         with self.autocast():
-            return self.first_half(torch.from_numpy(obs))
+            return self.first_half(obs)
 
     def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast():
@@ -181,14 +180,14 @@ class Worker(ProcessWorker):
         """Snapshot, play, apply."""
         config = self.config
         self.optimiser.snapshot(self.local.values)
-        seen: list[npt.NDArray[Any]] = []
+        seen: list[Tensor] = []
         features: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.t_max):
-            seen.append(self.obs)
-            features.append(self._features(self.obs))
+            seen.append(torch.from_numpy(self.obs))
+            features.append(self._features(seen[-1]))
             with torch.no_grad():
                 logits, _ = self._heads(features[-1])
             chosen.append(sample(logits, self.generator))
@@ -200,19 +199,19 @@ class Worker(ProcessWorker):
         logits, values = logits.view(*target.shape, -1), values.view(target.shape)
         loss, found = round_loss(config, logits, values, torch.from_numpy(np.stack(chosen)), target)
         norm = self.apply(loss, steps_before)
-        self.look([torch.from_numpy(obs) for obs in seen], chosen)
+        self.look(seen, chosen)
         means = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) | {"grad_norm": norm}
         return len(played) * self.envs.num_envs, games, [means[name] for name in self.sums]
 
     def _targets(self, played: list[Played]) -> Tensor:
         with torch.no_grad():
-            last = self._heads(self._features(self.obs))[1]
+            last = self._heads(self._features(torch.from_numpy(self.obs)))[1]
             cut = None
             if any(one.cut_obs for one in played):
                 cut = torch.zeros(len(played), self.envs.num_envs)
                 for step, one in enumerate(played):
                     for env, obs in one.cut_obs.items():
-                        cut[step, env] = self._heads(self._features(obs[None]))[1][0]
+                        cut[step, env] = self._heads(self._features(torch.from_numpy(obs[None])))[1][0]
         reward = torch.from_numpy(np.stack([one.reward for one in played]))
         over = np.stack([one.terminated | one.truncated for one in played])
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)

@@ -15,8 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from fastrl._algorithms import require_output
-from fastrl._command import run
+from fastrl._command import require_output, run
 from fastrl.engine.files import write_private
 from fastrl.engine.games import find_game
 from fastrl.engine.protocol import Protocol

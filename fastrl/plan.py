@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastrl._algorithms import ALGORITHMS, new_run, require_output, trainer_of
-from fastrl._command import run
+from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
+from fastrl._command import require_output, run
 from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.files import write_private
 from fastrl.runs import units

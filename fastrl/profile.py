@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrl._algorithms import ALGORITHMS, new_run, require_output, trainer_of
-from fastrl._command import run
+from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
+from fastrl._command import require_output, run
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
 from fastrl.engine.protocol import DEFAULT_PROTOCOL

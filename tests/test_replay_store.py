@@ -130,6 +130,21 @@ def test_an_older_save_can_be_loaded_as_long_as_it_is_kept(tmp_path: Path) -> No
     assert drawn(again) == expected
 
 
+def test_a_damaged_save_keeps_no_whole_one_from_its_place(tmp_path: Path) -> None:
+    made = new_replay()
+    saves = []
+    for turn in range(3):
+        play(made, 20, seed=turn, continue_episodes=True)
+        saves.append((made.save(tmp_path, keep=2), drawn(made)))
+        if turn == 1:
+            saves[1][0].write_text("{")
+    (first, as_first), _, (last, as_last) = saves
+    for path, expected in ((first, as_first), (last, as_last)):
+        again = new_replay()
+        again.load(path)
+        assert drawn(again) == expected
+
+
 def test_large_stores_are_split_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_store, "_FILE_BYTES", 2000)
     made = new_replay()

@@ -270,31 +270,29 @@ def sb3_steps_per_s(steps: int) -> float:
     return steps / seconds
 
 
+def calls_per_s(update: Callable[[], Any], calls: int) -> float:
+    """Of something that the GPU does, after twenty calls that are not timed."""
+    for _ in range(20):
+        update()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(calls):
+        update()
+    torch.cuda.synchronize()
+    return calls / (time.perf_counter() - began)
+
+
 def updates_per_s(precision: str) -> float:
     """Captured updates alone, on one batch."""
     learner = dqn.Learner(resolved(config_of("nature", "cuda", precision=precision)), NETWORK)
     drawn = batch_of(np.random.default_rng(0), "cuda")
-    for _ in range(20):
-        learner.update(drawn)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(2_000):
-        learner.update(drawn)
-    torch.cuda.synchronize()
-    return 2_000 / (time.perf_counter() - began)
+    return calls_per_s(lambda: learner.update(drawn), 2_000)
 
 
 def ddpg_updates_per_s() -> float:
     """On one batch that is brought to the device each time."""
     learner, drawn = ddpg_learner("cuda")
-    for _ in range(20):
-        learner.update(drawn)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(4_000):
-        learner.update(drawn)
-    torch.cuda.synchronize()
-    return 4_000 / (time.perf_counter() - began)
+    return calls_per_s(lambda: learner.update(drawn), 4_000)
 
 
 def a3c_steps_per_s(groups: int, games: int, steps: int, **changes: Any) -> tuple[float, dict[str, float]]:

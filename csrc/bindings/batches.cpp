@@ -174,12 +174,12 @@ Ends checked_ends(const Sampler& sampler, const py::object& boundary, const char
                          " is not what replay.boundary() returns: a whole number of steps for each lane, from 0 on");
   }
   if (ends.size() != published.size()) {
-    throw std::invalid_argument("sample: the boundary is of " + std::to_string(ends.size()) +
+    throw std::invalid_argument(std::string(operation) + ": the boundary is of " + std::to_string(ends.size()) +
                                 " lanes, the replay has " + std::to_string(published.size()));
   }
   for (std::size_t lane = 0; lane < published.size(); ++lane) {
     if (ends[lane] > published[lane]) {
-      throw std::invalid_argument("sample: the boundary of lane " + std::to_string(lane) + " is step " +
+      throw std::invalid_argument(std::string(operation) + ": the boundary of lane " + std::to_string(lane) + " is step " +
                                   std::to_string(ends[lane]) + ", but only " + std::to_string(published[lane]) +
                                   " are published");
     }

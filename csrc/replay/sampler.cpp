@@ -80,17 +80,17 @@ void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta
   const std::lock_guard lock(mutex_);
   const TransitionReader reader(*ring_, rules);
   std::vector<std::uint64_t> until = ends.steps;
+  Priorities* const priorities = options_ ? &priorities_for(rules) : nullptr;
   for (int tries = 1;; ++tries) {
-    if (options_) {
-      Priorities& known = priorities_for(rules);
+    if (priorities) {
       // Another thread, or a batch that was asked for earlier and drawn again, may have seen more already.
-      if (!ends.fixed) until = known.ends_from(std::move(until));
-      known.follow(until);
+      if (!ends.fixed) until = priorities->ends_from(std::move(until));
+      priorities->follow(until);
     }
     const Task task{reader, ring_->shape(), until, beta, out, given_up, seed_, batch_};
     try {
-      if (options_) {
-        sample_by_priority(task, *priorities_);
+      if (priorities) {
+        sample_by_priority(task, *priorities);
         settled_ = true;
       } else {
         sample_uniform(task);

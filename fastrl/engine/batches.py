@@ -69,7 +69,7 @@ class BatchLender:
     def __init__(self, ring: Any, obs_like: npt.NDArray[Any], action_like: npt.NDArray[Any], most_steps: int) -> None:
         self._ring = ring
         self._likes = (obs_like, action_like)
-        self.looks = [(like.shape, like.dtype) for like in self._likes]  # a stack of observations, an action
+        self.looks = [(like.shape, like.dtype) for like in self._likes]  # of an observation, of an action
         self._most_steps = most_steps
         self._forms: dict[tuple[int, int, bool], Any] = {}
         self._bank = native.core.BatchBank()

@@ -48,6 +48,7 @@ LaneBusy = native.core.LaneBusy
 NothingToSample = native.core.NothingToSample
 
 _MOST_LANES = 65_536
+_MOST_OBS_BYTES = 2**32  # of one observation
 _DIGEST_SLOTS = 4096  # that are copied at a time
 _FRAME_SHAPE = (84, 84)  # that a pool writes
 _PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
@@ -122,9 +123,6 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-_MOST_OBS_BYTES = 2**32  # of one observation
 
 
 class Replay:

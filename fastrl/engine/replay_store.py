@@ -55,15 +55,6 @@ def manifests(directory: Path) -> list[Path]:
     return sorted(directory.glob("replay-" + "[0-9]" * 8 + ".json"), reverse=True)
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether it can be read."""
-    try:
-        read_manifest(path)
-    except DamagedReplay:
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class History:
     """What the steps of a replay are: two replays with the same name and number of a step have the same step.
@@ -152,7 +143,7 @@ class SlotStore:
     def _save(self, ring: Any, ends: list[int], kept_steps: int, state: dict[str, Any], keep: int) -> Path:
         make_private_directory(self.directory)
         forget_leftovers(self.directory)
-        known, number = self._known()
+        known, damaged, number = self._known()
         windows = [(max(0, end - kept_steps), end) for end in ends]
         files, new = self._chosen(known, windows)
         files += self._write_slots(ring, new, number)
@@ -170,14 +161,18 @@ class SlotStore:
         write_json(path, manifest)
         whole = 0
         for old in manifests(self.directory):
-            whole += is_manifest(old)  # one that cannot be read keeps no whole one from its place
+            whole += old not in damaged  # one that cannot be read keeps no whole one from its place
             if whole > keep:
                 old.unlink(missing_ok=True)
         delete_unnamed_slots(self.directory)
         return path
 
-    def _known(self) -> tuple[list[dict[str, Any]], int]:
-        """The files there that have steps of this history only, the newest save's first; the number of the next save.
+    def _known(self) -> tuple[list[dict[str, Any]], set[Path], int]:
+        """What a save finds there.
+
+        Returns:
+            The files that have steps of this history only, the newest save's first; the manifests that cannot be read;
+            the number of the next save.
 
         Raises:
             ValueError: all saves there are another replay's.
@@ -185,11 +180,13 @@ class SlotStore:
         found = manifests(self.directory)
         number = int(found[0].stem.split("-")[1]) + 1 if found else 0
         known: dict[str, dict[str, Any]] = {}
+        damaged: set[Path] = set()
         foreign, related = None, False
         for path in found:
             try:
                 manifest = read_manifest(path)
             except DamagedReplay:
+                damaged.add(path)
                 continue
             if manifest["shape"] != self.shape or not self.history.is_related(manifest):
                 foreign = foreign or path
@@ -204,7 +201,7 @@ class SlotStore:
                 f"save: {self.directory} holds another replay ({foreign.name} is its newest save), which this one did "
                 f"not go on from; use an empty directory, or load that save into a new replay first"
             )
-        return list(known.values()), number
+        return list(known.values()), damaged, number
 
     def _is_there(self, file: dict[str, Any]) -> bool:
         with contextlib.suppress(OSError):
