@@ -28,6 +28,7 @@ from fastrl import a3c
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs.checkpoint import CheckpointStore
+from fastrl.runs.metrics import read_metrics
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
 
@@ -494,7 +495,8 @@ def test_a_worker_that_fails_ends_the_run_with_its_number(tmp_path: Path) -> Non
 
 
 def test_resuming_with_other_workers_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, "two", steps=20)
+    session = run(tmp_path, "two", steps=20, log_every_steps=1_000)
+    assert len(read_metrics(session.run.metrics_file)["steps"]) == 1  # though it was too short for a row
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--resume", str(tmp_path / "two"), "--workers", "3"])
     assert "resume: workers was 2 and cannot become 3" in str(ended.value)

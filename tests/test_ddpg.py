@@ -745,6 +745,13 @@ def test_the_papers_preset_begins_without_a_warm_up(tmp_path: Path, num_envs: in
     assert session.store.load(print).state["trainer"]["traps"]["updates"] == 60 - num_envs
 
 
+def test_a_run_too_short_for_a_row_ends_with_one(tmp_path: Path) -> None:
+    for steps in (50, 150):  # in the warm-up, and later
+        rows = read_metrics(run(tmp_path, f"run{steps}", steps=steps, log_every_steps=1_000).run.metrics_file)
+        assert rows["steps"].tolist() == [steps]
+    assert rows["updates"].tolist() == [50]
+
+
 def test_what_a_row_tells(tmp_path: Path) -> None:
     session = run(tmp_path, "rows", steps=500)
     rows = read_metrics(session.run.metrics_file)
@@ -833,6 +840,17 @@ def test_a_run_goes_on_with_the_learner_generator_and_replay_it_had(
     if changes:
         assert np.any(noise)
         assert not np.any(resumed[3])
+
+
+@pytest.mark.parametrize("steps_before", [90, 210], ids=["in the warm-up", "later"])
+def test_on_a_mujoco_task_a_run_goes_on_bit_by_bit_in_the_midst_of_episodes(tmp_path: Path, steps_before: int) -> None:
+    task = {"env": "Hopper-v5", "num_envs": 3, "noise": "ou"}
+    whole = run(tmp_path, "whole", steps=300, **task)
+    assert whole.games.count > 6
+    cut = run(tmp_path, "cut", steps=steps_before, **task)
+    config = preset("fast", **{**TINY, **task, "runs": tmp_path, "name": "cut", "steps": 300})
+    again = ddpg.train(config, resume_run=cut.run.path)
+    assert again.final_digest == whole.final_digest
 
 
 def test_going_on_without_a_replay_fills_one_first(tmp_path: Path) -> None:

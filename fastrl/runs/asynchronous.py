@@ -327,7 +327,7 @@ class _Run:
         self, session: Session, steps: int, more: Callable[[], Mapping[str, float]], histograms: Callable[[], Any]
     ) -> None:
         """What follows steps, whoever took them. ``more`` is for the log."""
-        if session.crossed(self.config.log_every_steps, steps):
+        if session.log_due(steps):
             session.log({**self.row(session.steps), **more()}, histograms() if self.config.histograms else None)
         if session.evaluation_due(steps):
             session.evaluate(self.tensors())
@@ -402,7 +402,7 @@ class _Run:
                 due = session.evaluation_due(steps) or session.checkpoint_due(steps)
                 if due:
                     steps += settle()
-                if due or not running or session.crossed(config.log_every_steps, steps):
+                if due or not running or session.log_due(steps):
                     self.sums = before + sum(group.summed() for group in groups)
                 self._after(session, steps, norms, lambda: histograms_of(groups[0].local.network))
                 if running and session.checkpoint_due(steps):
