@@ -792,6 +792,39 @@ def test_a_handle_of_a_dead_or_foreign_replay_is_refused() -> None:
         fastrl.Replay.attach("replay")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pid", "1"),
+        ("pid", -1),
+        ("descriptor", None),
+        ("descriptor", 2**40),
+        ("inode", -3),
+        ("region_bytes", 1.5),
+        ("lanes", 0),
+        ("slots", 2**63),
+        ("stack", "4"),
+        ("obs_shape", (-1,)),
+        ("obs_shape", (2**20, 2**20)),
+        ("obs_dtype", "U3"),
+        ("action_shape", 3.5),
+        ("action_dtype", "nothing"),
+        ("padding", ["zeros"]),
+        ("seed", -1),
+        ("alpha", "high"),
+        ("discrete", 4),
+        ("discrete", (0, "4")),
+        ("history", "mine"),
+    ],
+)
+def test_a_handle_that_was_tampered_with_is_refused_by_what_is_wrong_with_it(field: str, value: Any) -> None:
+    made = small_replay()
+    handle = made.handle()
+    object.__setattr__(handle, field, value)
+    with pytest.raises((TypeError, ValueError), match=f"^attach: {field}"):
+        fastrl.Replay.attach(handle)
+
+
 # ---- bad input
 
 
@@ -991,6 +1024,18 @@ def test_values_are_rounded_to_narrower_floats() -> None:
     assert made.stacks()[0, 0, 0] == np.float32(0.1)
 
 
+def test_numbers_of_the_other_byte_order_are_turned_round() -> None:
+    other = np.dtype("f4").newbyteorder()
+    made = fastrl.Replay(100, 1, (2,), other, stack=1, action=spaces.Box(-1, 1, (2,), other))
+    with made.writer(0) as writer:
+        writer.start(np.array([1, 2], other))
+        writer.append(np.array([0.5, -0.25], other), 0.0, np.array([3, 4], other), False, False)
+    drawn = made.sample(1)
+    assert drawn.obs.dtype == drawn.action.dtype == np.dtype("f4")
+    assert (drawn.obs[0, 0].tolist(), drawn.next_obs[0, 0].tolist()) == ([1, 2], [3, 4])
+    assert drawn.action[0].tolist() == [0.5, -0.25]
+
+
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize(
     ("space", "action", "message"),
@@ -1004,6 +1049,7 @@ def test_values_are_rounded_to_narrower_floats() -> None:
         (spaces.Box(-1, 1, (2,), np.float64), np.array([0, np.inf]), "not a finite number"),
         (spaces.Box(-1, 1, (2,), np.float16), np.array([0, np.inf], np.float16), "not a finite number"),
         (spaces.Box(-1, 1, (2,)), np.array([0, 1e39]), r"action has the value 1e\+39"),
+        (spaces.Box(-1, 1, (2,), np.dtype(">f4")), np.array([0, np.nan], ">f4"), "not a finite number"),
     ],
 )
 def test_actions_that_are_none_are_refused(attached: bool, space: Any, action: Any, message: str) -> None:

@@ -164,28 +164,34 @@ class Replay:
         alpha: float | None = None,
         _least_spare_steps: int = LEAST_SPARE_STEPS,
     ) -> None:
-        self.lanes = whole_number("lanes", lanes, 1, _MOST_LANES)
-        self.obs_shape = _checked_shape("obs_shape", obs_shape)
-        self.obs_dtype = _checked_dtype("obs_dtype", obs_dtype)
-        if self.obs_bytes > _MOST_OBS_BYTES:
-            raise ValueError(
-                f"obs_shape: {self.obs_shape} of {self.obs_dtype} is {self.obs_bytes:,} bytes an observation; at most "
-                f"{_MOST_OBS_BYTES:,} are possible"
-            )
-        self.stack = whole_number("stack", stack, 1, 64)
+        self._describe("", lanes, obs_shape, obs_dtype, stack, seed, padding, alpha)
         self.action_shape, self.action_dtype = _action_layout(action)
         self._discrete = (int(action.start), int(action.n)) if isinstance(action, spaces.Discrete) else None
-        self.seed = whole_number("seed", seed, 0, 2**64 - 1)
-        if padding not in _PADDINGS:
-            raise ValueError(f"padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
-        self.padding = padding
-        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
-            raise ValueError(f"alpha: {alpha!r} is outside [0, 1]; 0 draws uniformly, 1 by priority itself")
-        self.alpha = alpha
         self._spare_steps = _least_spare_steps
         self._slots = self._resolve_slots(capacity)
         self._history = History()
         self._adopt(native.core.Ring(self._shape(self._slots)))
+
+    def _describe(
+        self, at: str, lanes: Any, obs_shape: Any, obs_dtype: Any, stack: Any, seed: Any, padding: Any, alpha: Any
+    ) -> None:
+        """Take what was asked for, or refuse it; ``at`` begins each message."""
+        self.lanes = whole_number(f"{at}lanes", lanes, 1, _MOST_LANES)
+        self.obs_shape = _checked_shape(f"{at}obs_shape", obs_shape)
+        self.obs_dtype = _checked_dtype(f"{at}obs_dtype", obs_dtype)
+        if self.obs_bytes > _MOST_OBS_BYTES:
+            raise ValueError(
+                f"{at}obs_shape: {self.obs_shape} of {self.obs_dtype} is {self.obs_bytes:,} bytes an observation; at "
+                f"most {_MOST_OBS_BYTES:,} are possible"
+            )
+        self.stack = whole_number(f"{at}stack", stack, 1, 64)
+        self.seed = whole_number(f"{at}seed", seed, 0, 2**64 - 1)
+        if padding not in tuple(_PADDINGS):
+            raise ValueError(f"{at}padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
+        self.padding: Literal["zeros", "first_frame"] = padding
+        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
+            raise ValueError(f"{at}alpha: {alpha!r} is outside [0, 1]; 0 draws uniformly, 1 by priority itself")
+        self.alpha = alpha
 
     def _adopt(self, ring: Any) -> None:
         self._ring = ring
@@ -635,20 +641,25 @@ class Replay:
         if not isinstance(handle, ReplayHandle):
             raise TypeError(f"attach: {type(handle).__name__} is not what Replay.handle() returned")
         self = cls.__new__(cls)
-        self.lanes = whole_number("attach: lanes", handle.lanes, 1, _MOST_LANES)
-        self.obs_shape = _checked_shape("attach: obs_shape", handle.obs_shape)
-        self.obs_dtype = _checked_dtype("attach: obs_dtype", handle.obs_dtype)
-        self.stack = whole_number("attach: stack", handle.stack, 1, 64)
+        self._describe(
+            "attach: ", handle.lanes, handle.obs_shape, handle.obs_dtype, handle.stack, handle.seed, handle.padding,
+            handle.alpha,
+        )  # fmt: skip
         self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
-        self.seed, self.padding, self.alpha = handle.seed, handle.padding, handle.alpha
-        self._history, self._discrete = handle.history, handle.discrete
+        self._discrete, self._history = _checked_discrete("attach: discrete", handle.discrete), handle.history
+        if not isinstance(self._history, History):
+            raise TypeError(f"attach: history: {self._history!r} is not what Replay.handle() returned")
         self._spare_steps = LEAST_SPARE_STEPS
         self._slots = whole_number("attach: slots", handle.slots, native.core.guard_steps + self.stack + 1, 2**40)
-        ring = native.core.Ring.attach(
-            handle.pid, handle.descriptor, handle.inode, handle.region_bytes, self._shape(self._slots), read_only
-        )
-        self._adopt(ring)
+        place = [
+            whole_number(f"attach: {name}", getattr(handle, name), least, most)
+            for name, least, most in (
+                ("pid", 1, 2**31 - 1), ("descriptor", 0, 2**31 - 1), ("inode", 0, 2**64 - 1),
+                ("region_bytes", 0, 2**63 - 1),
+            )
+        ]  # fmt: skip
+        self._adopt(native.core.Ring.attach(*place, self._shape(self._slots), read_only))
         return self
 
     # ---- checks
@@ -674,6 +685,14 @@ class Replay:
             prefetcher.drain(operation)
 
 
+def _checked_discrete(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"{name}: {value!r} is not the first action and how many there are")
+    return whole_number(f"{name}: first", value[0], -(2**63), 2**63 - 1), whole_number(f"{name}: count", value[1], 1)
+
+
 def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:
     if not isinstance(shape, (tuple, list)):
         raise TypeError(f"{name}: {shape!r} is not a tuple of sizes such as (84, 84)")
@@ -690,7 +709,7 @@ def _checked_dtype(name: str, dtype: Any) -> np.dtype[Any]:
         raise TypeError(f"{name}: {dtype!r} is not a type of numbers ({error})") from None
     if found.kind not in "biuf":
         raise TypeError(f"{name}: {found} is not a type of numbers such as 'uint8' or 'float32'")
-    return found
+    return found.newbyteorder("=")  # as this machine counts; what comes otherwise is turned round when it is written
 
 
 def _action_layout(action: spaces.Space[Any] | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -698,5 +717,5 @@ def _action_layout(action: spaces.Space[Any] | None) -> tuple[tuple[int, ...], n
     if action is None or isinstance(action, spaces.Discrete):
         return (), np.dtype(np.int64)
     if isinstance(action, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)) and action.dtype is not None:
-        return tuple(action.shape), np.dtype(action.dtype)
+        return tuple(action.shape), _checked_dtype("action", action.dtype)
     raise TypeError(f"action: {action!r} is not a Discrete, Box, MultiDiscrete or MultiBinary space")
