@@ -59,6 +59,7 @@ class Config(AsyncOptions):
     learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
     rmsprop_decay: float = 0.99  # (paper)
     rmsprop_epsilon: float = 0.1  # under the root (e-mail)
+    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as Torch has it, 1 as TensorFlow
     max_gradient_norm: float = 40.0  # (e-mail); 0: not clipped
     evaluation_epsilon: float = 0.0  # the policy is random enough by itself
 
@@ -79,8 +80,7 @@ PRESETS: Presets = {
     # Mnih et al. 2016, and what its authors wrote in e-mails about the values that it leaves out.
     "paper": {},
     # Stable-Baselines3's A2C with the Atari values of its zoo. Its loss is a mean over steps, ours a sum over t_max of
-    # them: its epsilon and its clip are stated for gradients five times smaller. (Its squares begin at 1, ours
-    # at 0: their first thousand updates are smaller.)
+    # them: its clip, and its epsilon and first squares, are stated for gradients five times smaller.
     "a2c": {
         "protocol": "sb3",
         "steps": 10_000_000,
@@ -89,6 +89,7 @@ PRESETS: Presets = {
         "value_weight": 0.5,
         "learning_rate_steps": 0,
         "rmsprop_epsilon": 2.5e-4,
+        "rmsprop_first_squares": 25.0,
         "max_gradient_norm": 2.5,
     },
     # For a handful of numbers as observation (CartPole-v1).

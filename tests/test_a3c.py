@@ -25,7 +25,7 @@ import torch
 from scripted_envs import random_games, two_games
 
 from fastrl import a3c
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.hogwild import FlatNetwork, SharedParameters, SharedRMSProp, clip_norm
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.metrics import read_metrics
@@ -285,6 +285,35 @@ def test_the_rate_falls_to_nothing_in_paper_and_stays_in_a2c() -> None:
     assert a2c.learning_rate_at(9_000_000) == 0.0007
 
 
+def test_the_optimiser_of_a2c_is_that_of_stable_baselines3_for_gradients_five_times_as_long(tmp_path: Path) -> None:
+    """Their loss is the mean over the five steps of a round, ours the sum."""
+    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+    config = preset("a2c", **{**tiny_training.TINY_PONG, "steps": 5, "envs_per_worker": 1, "runs": tmp_path})
+    config = dataclasses.replace(config, workers=1, name="run", learning_rate=0.0)
+    saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
+    assert saved is not None
+    squares = saved.tensors["shared.squares"]
+    assert squares.min() == pytest.approx(25 * 0.99, rel=1e-3)  # a round's gradient is small beside it
+
+    rate = preset("a2c").learning_rate
+    parameter = torch.nn.Parameter(torch.zeros(1000))
+    theirs = RMSpropTFLike([parameter], lr=rate, alpha=0.99, eps=1e-5)
+    shared = SharedParameters(1000, 1)
+    shared.squares.fill_(config.rmsprop_first_squares)
+    ours = SharedRMSProp(shared, 0, config.rmsprop_decay, config.rmsprop_epsilon)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        gradient = torch.randn(1000, generator=generator)
+        parameter.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_([parameter], 0.5)
+        theirs.step()
+        five = 5 * gradient
+        clip_norm(five, config.max_gradient_norm)
+        ours.apply(five, rate)
+    torch.testing.assert_close(shared.values, parameter.detach(), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", a3c.PRESETS)
 def test_presets_are_whole_configurations(name: str) -> None:
     tiny_training.require_whole_configuration(preset(name), name)
@@ -298,6 +327,7 @@ def test_presets_are_whole_configurations(name: str) -> None:
         ({"entropy_weight": -0.1}, "entropy_weight: -0.1 is outside"),
         ({"rmsprop_epsilon": 0}, "rmsprop_epsilon: 0 would divide 0 by 0"),
         ({"rmsprop_decay": 1.5}, "rmsprop_decay: 1.5 is outside"),
+        ({"rmsprop_first_squares": -1}, "rmsprop_first_squares: -1 is outside"),
         ({"max_gradient_norm": float("nan")}, "max_gradient_norm: nan is outside"),
         ({"workers": 4, "deterministic": True}, "deterministic: 4 workers apply their gradients in the order"),
     ],

@@ -63,6 +63,7 @@ class AsyncOptions(RunOptions):
     learning_rate_steps: int = 80_000_000  # until it is 0; 0: it stays
     rmsprop_decay: float = 0.99  # of the squares
     rmsprop_epsilon: float = 0.1  # under the root
+    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as Torch has it, 1 as TensorFlow
     max_gradient_norm: float = 40.0  # 0: not clipped
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class AsyncOptions(RunOptions):
             require_whole(self, name, least)
         for name, most in (
             ("discount", 1), ("learning_rate", 1e3), ("rmsprop_decay", 1), ("rmsprop_epsilon", 1e3),
-            ("max_gradient_norm", math.inf),
+            ("rmsprop_first_squares", 1e9), ("max_gradient_norm", math.inf),
         ):  # fmt: skip
             require_number(self, name, 0, most)
         require_layers(self, "hidden_units")
@@ -249,6 +250,7 @@ class _Run:
         )
         for vector in (self.shared.values, *self.shared.further):
             vector.copy_(self.model.values)
+        self.shared.squares.fill_(config.rmsprop_first_squares)
         self.saved: dict[str, Any] | None = None
         if resumed is not None:
             self.saved = resumed.state
