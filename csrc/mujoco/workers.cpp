@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <string>
 
 namespace fastrl::mujoco {
@@ -19,7 +20,7 @@ void pause() {
 }  // namespace
 
 Workers::Workers(int threads, int items, std::function<void(int)> job, std::chrono::microseconds spin)
-    : items_(items), job_(std::move(job)), spin_(spin), next_(items) {
+    : items_(items), shares_(2 * threads), job_(std::move(job)), spin_(spin), next_(items) {
   try {
     for (int i = 1; i < threads; ++i) {
       threads_.emplace_back([this] { work(); });
@@ -82,14 +83,17 @@ void Workers::run() {
 }
 
 void Workers::take_items() {
-  for (int item = next_++; item < items_; item = next_++) {
-    job_(item);
-    if (++done_ == items_ && caller_sleeps_) {
+  for (int first = next_; first < items_;) {
+    const int end = first + std::max(1, (items_ - first) / shares_);
+    if (!next_.compare_exchange_weak(first, end)) continue;
+    for (int item = first; item < end; ++item) job_(item);
+    if ((done_ += end - first) == items_ && caller_sleeps_) {
       {
         const std::lock_guard lock(mutex_);
       }
       all_done_.notify_one();
     }
+    first = next_;
   }
 }
 

@@ -1,8 +1,9 @@
 // workers.hpp: threads that share the items of one job, with the caller among them.
 //
-// A step of an env takes 20 to 200 us and every batch waits for all of them, so all there is to share out is a
-// counter. Guarantees: run() returns when every item is done, by whom does not matter; close() ends every thread, and
-// a run() under way is then finished by its caller alone.
+// A step of an env takes 4 to 200 us and every batch waits for all of them, so all there is to share out is a counter.
+// Whoever has nothing to do takes a part of what is left, several neighbours at first and single ones at the end:
+// neighbours' results lie in the same cache lines. Guarantees: run() returns when every item is done, by whom does not
+// matter; close() ends every thread, and a run() under way is then finished by its caller alone.
 // run is for one thread at a time; close may come from another.
 #pragma once
 
@@ -35,6 +36,7 @@ class Workers {
   bool watch(Ready ready) const;
 
   const int items_;
+  const int shares_;  // into how many what is left is divided
   const std::function<void(int)> job_;
   const std::chrono::microseconds spin_;
 
