@@ -55,6 +55,7 @@ class Config(AsyncOptions):
     entropy_weight: float = 0.01  # beta (paper)
     value_weight: float = 0.5  # w (e-mail: the value's gradient is halved)
     network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
+    orthogonal: bool = False  # first weights; else torch's own, as the paper's were
     learning_rate: float = 0.0007  # at first (e-mail)
     learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
     rmsprop_decay: float = 0.99  # (paper)
@@ -86,6 +87,7 @@ PRESETS: Presets = {
         "steps": 10_000_000,
         "sync": True,
         "network": "nature",
+        "orthogonal": True,
         "value_weight": 0.5,
         "learning_rate_steps": 0,
         "rmsprop_epsilon": 2.5e-4,

@@ -285,12 +285,43 @@ def test_the_rate_falls_to_nothing_in_paper_and_stays_in_a2c() -> None:
     assert a2c.learning_rate_at(9_000_000) == 0.0007
 
 
+def sizes_of(weights: list[torch.Tensor]) -> list[tuple[float, float]]:
+    """The least and the largest factor by which each matrix changes a vector's length."""
+    values = [torch.linalg.svdvals(weight.detach().flatten(1)) for weight in weights]
+    return [(float(each.min()), float(each.max())) for each in values]
+
+
+def test_the_first_weights_of_a2c_are_as_those_of_stable_baselines3(tmp_path: Path) -> None:
+    from gymnasium import spaces
+    from stable_baselines3.common.policies import ActorCriticCnnPolicy
+
+    box, discrete = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
+    theirs = ActorCriticCnnPolicy(box, discrete, lambda _: 0.0)
+    expected = [layer.weight for layer in theirs.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
+    tiny = {**tiny_training.TINY_PONG, "network": "nature", "steps": 5, "envs_per_worker": 1, "workers": 1}
+    config = preset("a2c", **{**tiny, "runs": tmp_path, "name": "run", "learning_rate": 0.0})
+    saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
+    assert saved is not None
+    ours = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("policy.")}
+    weights = [tensor for name, tensor in ours.items() if name.endswith("weight")]
+    for each in (weights, expected):
+        each.sort(key=torch.Tensor.numel)
+    assert [weight.shape for weight in weights] == [weight.shape for weight in expected]
+    np.testing.assert_allclose(sizes_of(weights), sizes_of(expected), rtol=1e-3)
+    assert not any(tensor.any() for name, tensor in ours.items() if name.endswith("bias"))
+
+    plain = dataclasses.replace(config, name="plain", orthogonal=False)
+    saved = CheckpointStore(a3c.train(plain).run.path / "checkpoints").load(print)
+    assert saved is not None
+    assert all(tensor.any() for name, tensor in saved.tensors.items() if name.endswith("bias"))
+
+
 def test_the_optimiser_of_a2c_is_that_of_stable_baselines3_for_gradients_five_times_as_long(tmp_path: Path) -> None:
     """Their loss is the mean over the five steps of a round, ours the sum."""
     from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-    config = preset("a2c", **{**tiny_training.TINY_PONG, "steps": 5, "envs_per_worker": 1, "runs": tmp_path})
-    config = dataclasses.replace(config, workers=1, name="run", learning_rate=0.0)
+    tiny = {**tiny_training.TINY_PONG, "steps": 5, "envs_per_worker": 1, "workers": 1}
+    config = preset("a2c", **{**tiny, "runs": tmp_path, "name": "run", "learning_rate": 0.0})
     saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
     assert saved is not None
     squares = saved.tensors["shared.squares"]

@@ -94,7 +94,11 @@ class QNetwork(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """A policy's logits and a state's value on one torso (Mnih et al. 2016)."""
+    """A policy's logits and a state's value on one torso (Mnih et al. 2016).
+
+    With ``orthogonal`` its first weights are such matrices (Saxe et al. 2014), scaled so that a ReLU keeps the size of
+    what it passes on, but for the policy's, which are small: all actions are nearly as likely at first.
+    """
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
@@ -102,6 +106,11 @@ class ActorCritic(nn.Module):
         self.torso, width = torso(description)
         self.policy = nn.Linear(width, int(description["num_actions"]))
         self.value = nn.Linear(width, 1)
+        if description.get("orthogonal"):
+            for layer in self.torso:
+                _orthogonal(layer, math.sqrt(2))
+            _orthogonal(self.policy, 0.01)
+            _orthogonal(self.value, 1.0)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, actions), and values (batch,)."""
@@ -177,6 +186,13 @@ def _uniform(layer: nn.Linear, most: float) -> nn.Linear:
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -most, most)
     return layer
+
+
+def _orthogonal(layer: nn.Module, gain: float) -> None:
+    if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        nn.init.orthogonal_(layer.weight, gain)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {

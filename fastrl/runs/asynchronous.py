@@ -237,6 +237,8 @@ class _Run:
         self.network = described(
             recipe.kind, config.network, envs.obs_shape, config.hidden_units, envs.num_actions, dueling
         )
+        if getattr(config, "orthogonal", False):
+            self.network["orthogonal"] = True
         built = build(self.network, [seeds.whole(config.seed, "network")], named_factory(config.network))
         if list(built.buffers()):
             raise ValueError(
