@@ -118,7 +118,7 @@ def check_answer() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a2c_steps(contest: Any, quick: bool, precision: str) -> None:
-    rounds, times = (2, 1) if quick else (25, 7)
+    rounds, times = (2, 1) if quick else (15, 7)
     made = contest(f"a2c breakout, {GAMES} games, {precision}", "steps/s", rounds * GAMES * T_MAX)
     others: dict[str, Callable[[], None]] = {}
     with warnings.catch_warnings():
@@ -151,7 +151,7 @@ def trained(workers: int, steps: int) -> Callable[[], float]:
 
 
 def test_scaling_over_workers(contest: Any, quick: bool) -> None:
-    steps, times = (300, 1) if quick else (6_000, 3)
+    steps, times = (300, 1) if quick else (2_500, 3)
     if usable_cores() < 2:
         pytest.skip("one core: workers would take turns")
     made = contest("a3c breakout, 2 workers", "steps/s", steps)

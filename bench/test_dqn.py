@@ -137,7 +137,7 @@ def check_answer() -> None:
 def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str) -> None:
     if quick and num_envs == 1:
         pytest.skip("--quick times 8 envs: one env is the same code")
-    steps, rounds = (40, 1) if quick else (1_200, 5)
+    steps, rounds = (40, 1) if quick else (600, 5)
     check_answer()
     match = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
     others = {"bare updates": bare_updates(steps // 4, precision), **match.peers({"SB3": sb3}, steps)}

@@ -29,8 +29,8 @@ from fastrl.engine.mujoco_tasks import task_ids
 QUICK_TASKS = ("Hopper-v5",)
 NUM_ENVS = 16
 # So that a round of each task takes about as long.
-STEPS = {"InvertedPendulum-v5": 800, "HalfCheetah-v5": 400, "Swimmer-v5": 400}
-OTHER_STEPS = 150
+STEPS = {"InvertedPendulum-v5": 500, "HalfCheetah-v5": 250, "Swimmer-v5": 250}
+OTHER_STEPS = 100
 
 
 @pytest.fixture(autouse=True)

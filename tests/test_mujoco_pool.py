@@ -27,8 +27,15 @@ from mujoco_reference import assert_same, play_side_by_side, random_actions, ref
 from two_threads import refusal_of_two_threads
 
 import fastrl
-from fastrl.engine import mujoco_library, native
+from fastrl.engine import mujoco_library, mujoco_pool, native
 from fastrl.engine.mujoco_tasks import numpy_rounds_dot_once, task_ids
+
+
+@pytest.fixture(autouse=True)
+def _few_starts_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the short games here need more than were drawn at first."""
+    monkeypatch.setattr(mujoco_pool, "_STARTS_EACH", 4)
+
 
 # Different from Gymnasium's, every one of them; the ranges so that they decide something.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -325,6 +332,7 @@ def test_a_state_goes_on_in_another_process(pool: fastrl.MujocoPool, tmp_path: P
         (tmp_path / f"{place}.state").write_bytes(state)
     code = (
         "import sys, numpy as np, fastrl\n"
+        f"fastrl.engine.mujoco_pool._STARTS_EACH = {mujoco_pool._STARTS_EACH}\n"
         "pool = fastrl.MujocoPool('Hopper-v5', num_envs=3, threads=1)\n"
         "pool.load_state([open(f'{i}.state', 'rb').read() for i in range(3)])\n"
         "for _ in range(60): obs = pool.step(np.full((3, 3), 0.3))[0]\n"

@@ -37,7 +37,7 @@ from fastrl.engine.seeding import fresh_seed, spread_seed
 _TOUCHED_BYTES = 100_000
 
 # Starts that are drawn ahead for each env, so that C++ can reset it and Python need not draw after every reset.
-_STARTS_EACH = 16
+_STARTS_EACH = 64
 
 # Terms whose type is not float64 in Gymnasium's infos: the control cost has the actions' type.
 _CTRL_TERM = "reward_ctrl"
@@ -45,7 +45,7 @@ _WHOLE_TERMS = {"InvertedPendulum-v5": ("reward_survive",)}
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-_STATE_MARK = b"fastrl-mujoco-1\n"
+_STATE_MARK = b"fastrl-mujoco-2\n"
 _DIGEST_BYTES = 16
 
 Flags = npt.NDArray[np.bool_]
