@@ -55,12 +55,11 @@ class Config(AsyncOptions):
     entropy_weight: float = 0.01  # beta (paper)
     value_weight: float = 0.5  # w (e-mail: the value's gradient is halved)
     network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
-    orthogonal: bool = False  # first weights; else torch's own, as the paper's were
+    orthogonal: bool = False  # first weights; else torch's own. A network of your own makes its own
     learning_rate: float = 0.0007  # at first (e-mail)
     learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
     rmsprop_decay: float = 0.99  # (paper)
     rmsprop_epsilon: float = 0.1  # under the root (e-mail)
-    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as Torch has it, 1 as TensorFlow
     max_gradient_norm: float = 40.0  # (e-mail); 0: not clipped
     evaluation_epsilon: float = 0.0  # the policy is random enough by itself
 

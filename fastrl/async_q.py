@@ -72,7 +72,6 @@ class Config(AsyncOptions):
     learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
     rmsprop_decay: float = 0.99  # (paper)
     rmsprop_epsilon: float = 0.1  # under the root (e-mail on A3C)
-    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as Torch has it, 1 as TensorFlow
     max_gradient_norm: float = 40.0  # (e-mail on A3C); 0: not clipped
 
     def __post_init__(self) -> None:

@@ -491,7 +491,7 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
                 games = envs.receive()
             noise.ended([game.env for game in games])
             session.stepped(envs.num_envs, games)
-            if session.log_due(envs.num_envs):
+            if session.crossed(config.log_every_steps, envs.num_envs):
                 if learner.batch:
                     traps.inspect(learner.look)
                 session.log(

@@ -516,7 +516,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
             with session.clock("emulate"):
                 games = envs.receive()
             session.stepped(envs.num_envs, games)
-            if session.log_due(envs.num_envs):
+            if session.crossed(config.log_every_steps, envs.num_envs):
                 if learner.batch:
                     traps.inspect(lambda: learner.online(learner.batch["obs"]))
                 session.log(

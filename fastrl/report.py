@@ -62,7 +62,12 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"--output: {arguments.output} is a file, expected a folder (it is made if it is not there)")
     runs = find_runs(arguments.runs)
-    notes = [f"{run.path} left out: it has logged nothing yet" for run in runs if not len(run.metrics["frames"])]
+    notes = [
+        f"{run.path} left out: it has logged nothing"
+        f"{'; its steps were fewer than log_every_steps' if run.finished else ' yet'}"
+        for run in runs
+        if not len(run.metrics["frames"])
+    ]
     groups, more = grouped(run for run in runs if len(run.metrics["frames"]))
     notes += more
     if not groups:

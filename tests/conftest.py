@@ -16,6 +16,8 @@ import fastrl
 
 __all__ = ["begun"]  # a fixture of all tests
 
+SEED = int(os.environ.get("FASTRL_TEST_SEED", time.time_ns() % 1_000_000))
+
 
 def pytest_configure() -> None:
     """Tests of Ctrl-C send SIGINT, which a shell has ignored in what it starts in the background."""
@@ -38,6 +40,7 @@ def pytest_report_header() -> list[str]:
             versions.append(f"no {package}")
     return [
         f"fastrl {info['version']}: {info['compiler']}, {info['build_type']}, pixel path {info['cpu_path']}",
+        f"FASTRL_TEST_SEED={SEED}",
         f"{', '.join(versions)}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}",
     ]
 
@@ -52,7 +55,10 @@ def digest_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def session_seed() -> int:
-    """Varies from run to run; FASTRL_TEST_SEED repeats one. Printed with the tests that use it."""
-    seed = int(os.environ.get("FASTRL_TEST_SEED", time.time_ns() % 1_000_000))
-    print(f"\nFASTRL_TEST_SEED={seed}")
-    return seed
+    """Varies from run to run; FASTRL_TEST_SEED repeats one. Printed above the tests, and of those that fail."""
+    return SEED
+
+
+@pytest.fixture(autouse=True)
+def _say_the_seed() -> None:
+    print(f"FASTRL_TEST_SEED={SEED}")

@@ -5,25 +5,24 @@ Most tests keep one core busy; these keep another one so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Work = Callable[[Path, int], Any]
-_WORKS: dict[str, Work] = {}
+Begun = dict[tuple[str, Any], Future[Any]]
+_WORKS: dict[str, Callable[[Any, Path, int], Any]] = {}
 
 
-def early(work: Work) -> Any:
-    """A fixture: what ``work`` returned, which was given a folder of its own and the seed. A decorator."""
-    name = work.__name__
+def early(name: str, work: Callable[[Any, Path, int], Any], cases: Iterable[Any] = (None,)) -> Any:
+    """A fixture ``name``: for each case what ``work`` returned of the case, a folder of its own and the seed."""
     _WORKS[name] = work
 
-    @pytest.fixture(scope="session", name=name)
-    def returned(begun: dict[str, Future[Any]]) -> Any:
-        return begun[name].result()
+    @pytest.fixture(scope="session", name=name, params=list(cases))
+    def returned(request: pytest.FixtureRequest, begun: Begun) -> Any:
+        return begun[name, request.param].result()
 
     return returned
 
@@ -31,13 +30,18 @@ def early(work: Work) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def begun(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, session_seed: int
-) -> Iterator[dict[str, Future[Any]]]:
-    """What the collected tests ask for, one work after the other."""
-    asked_for = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+) -> Iterator[Begun]:
+    """What the collected tests ask for, one after the other."""
+    asked_for = dict.fromkeys(
+        (name, value)
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        for name, value in item.callspec.params.items()
+        if name in _WORKS
+    )
     with ThreadPoolExecutor(1) as thread:
         yield {
-            name: thread.submit(work, tmp_path_factory.mktemp(name), session_seed)
-            for name, work in _WORKS.items()
-            if name in asked_for
+            (name, case): thread.submit(_WORKS[name], case, tmp_path_factory.mktemp(name), session_seed)
+            for name, case in asked_for
         }
         thread.shutdown(cancel_futures=True)

@@ -28,7 +28,6 @@ from fastrl import a3c
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters, SharedRMSProp, clip_norm
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs.checkpoint import CheckpointStore
-from fastrl.runs.metrics import read_metrics
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
 
@@ -330,19 +329,25 @@ def test_the_optimiser_of_a2c_is_that_of_stable_baselines3_for_gradients_five_ti
     rate = preset("a2c").learning_rate
     parameter = torch.nn.Parameter(torch.zeros(1000))
     theirs = RMSpropTFLike([parameter], lr=rate, alpha=0.99, eps=1e-5)
-    shared = SharedParameters(1000, 1)
-    shared.squares.fill_(config.rmsprop_first_squares)
-    ours = SharedRMSProp(shared, 0, config.rmsprop_decay, config.rmsprop_epsilon)
+    moved = []
+    for epsilon in (config.rmsprop_epsilon, 1e-5):  # the second is a mistake, to be seen
+        shared = SharedParameters(1000, 1)
+        shared.squares.fill_(config.rmsprop_first_squares)
+        moved.append((shared, SharedRMSProp(shared, 0, config.rmsprop_decay, epsilon)))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
+    for _ in range(2_000):  # so many that the first squares are forgotten
         gradient = torch.randn(1000, generator=generator)
         parameter.grad = gradient.clone()
         torch.nn.utils.clip_grad_norm_([parameter], 0.5)
         theirs.step()
         five = 5 * gradient
         clip_norm(five, config.max_gradient_norm)
-        ours.apply(five, rate)
-    torch.testing.assert_close(shared.values, parameter.detach(), rtol=1e-4, atol=1e-7)
+        for _, ours in moved:
+            ours.apply(five, rate)
+    expected = parameter.detach()
+    right, wrong = (float((shared.values - expected).norm() / expected.norm()) for shared, _ in moved)
+    assert right < 1e-4
+    assert wrong > 1e-2
 
 
 @pytest.mark.parametrize("name", a3c.PRESETS)
@@ -556,8 +561,7 @@ def test_a_worker_that_fails_ends_the_run_with_its_number(tmp_path: Path) -> Non
 
 
 def test_resuming_with_other_workers_is_refused(tmp_path: Path) -> None:
-    session = run(tmp_path, "two", steps=20, log_every_steps=1_000)
-    assert len(read_metrics(session.run.metrics_file)["steps"]) == 1  # though it was too short for a row
+    run(tmp_path, "two", steps=20)
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--resume", str(tmp_path / "two"), "--workers", "3"])
     assert "resume: workers was 2 and cannot become 3" in str(ended.value)

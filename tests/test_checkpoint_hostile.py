@@ -57,8 +57,7 @@ def test_the_check_sees_what_it_is_to_see(source: str) -> None:
     assert dangers(source)
 
 
-@early
-def attacked(folder: Path, seed: int) -> tuple[int, str]:
+def attack(case: None, folder: Path, seed: int) -> tuple[int, str]:
     """The exit code of a process that loads hostile files, and what it said."""
     nursery = Nursery()
     try:
@@ -67,6 +66,9 @@ def attacked(folder: Path, seed: int) -> tuple[int, str]:
         return child.wait(120), child.said()
     finally:
         nursery.close()
+
+
+attacked = early("attacked", attack)
 
 
 def test_hostile_files_run_nothing_and_reach_nothing(attacked: tuple[int, str]) -> None:

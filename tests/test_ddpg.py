@@ -745,13 +745,6 @@ def test_the_papers_preset_begins_without_a_warm_up(tmp_path: Path, num_envs: in
     assert session.store.load(print).state["trainer"]["traps"]["updates"] == 60 - num_envs
 
 
-def test_a_run_too_short_for_a_row_ends_with_one(tmp_path: Path) -> None:
-    for steps in (50, 150):  # in the warm-up, and later
-        rows = read_metrics(run(tmp_path, f"run{steps}", steps=steps, log_every_steps=1_000).run.metrics_file)
-        assert rows["steps"].tolist() == [steps]
-    assert rows["updates"].tolist() == [50]
-
-
 def test_what_a_row_tells(tmp_path: Path) -> None:
     session = run(tmp_path, "rows", steps=500)
     rows = read_metrics(session.run.metrics_file)

@@ -808,12 +808,14 @@ def test_a_handle_of_a_dead_or_foreign_replay_is_refused() -> None:
         ("obs_shape", (2**20, 2**20)),
         ("obs_dtype", "U3"),
         ("action_shape", 3.5),
+        ("action_shape", (2**31, 2**31, 2**31)),
         ("action_dtype", "nothing"),
         ("padding", ["zeros"]),
         ("seed", -1),
         ("alpha", "high"),
         ("discrete", 4),
         ("discrete", (0, "4")),
+        ("discrete", (0, 2**70)),
         ("history", "mine"),
     ],
 )
@@ -1022,6 +1024,15 @@ def test_values_are_rounded_to_narrower_floats() -> None:
     with made.writer(0) as writer:
         writer.start([0.1])
     assert made.stacks()[0, 0, 0] == np.float32(0.1)
+
+
+def test_arrays_of_the_replays_own_type_are_taken_as_they_are() -> None:
+    """The writer knows them by numpy's one object of each type; all else is converted."""
+    made = fastrl.Replay(100, 1, (2,), "float32", stack=1, action=spaces.Box(-1, 1, (2,)))
+    for each in (made, fastrl.Replay.attach(made.handle())):
+        assert each.obs_dtype is np.dtype("float32")
+        assert each.action_dtype is np.dtype("float32")
+    assert fastrl.Replay(100, 1).obs_dtype is np.dtype("uint8")
 
 
 def test_numbers_of_the_other_byte_order_are_turned_round() -> None:

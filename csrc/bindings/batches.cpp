@@ -179,9 +179,9 @@ Ends checked_ends(const Sampler& sampler, const py::object& boundary, const char
   }
   for (std::size_t lane = 0; lane < published.size(); ++lane) {
     if (ends[lane] > published[lane]) {
-      throw std::invalid_argument(std::string(operation) + ": the boundary of lane " + std::to_string(lane) + " is step " +
-                                  std::to_string(ends[lane]) + ", but only " + std::to_string(published[lane]) +
-                                  " are published");
+      throw std::invalid_argument(std::string(operation) + ": the boundary of lane " + std::to_string(lane) +
+                                  " is step " + std::to_string(ends[lane]) + ", but only " +
+                                  std::to_string(published[lane]) + " are published");
     }
   }
   return {std::move(ends), true};

@@ -45,11 +45,16 @@ _WHOLE_TERMS = {"InvertedPendulum-v5": ("reward_survive",)}
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-_STATE_MARK = b"fastrl-mujoco-2\n"
+_STATE_FORMAT = b"fastrl-mujoco-"
 _DIGEST_BYTES = 16
 
 Flags = npt.NDArray[np.bool_]
 Results = tuple[Doubles, Doubles, Flags, Flags, dict[str, Any]]
+
+
+def _state_mark() -> bytes:
+    """What a state begins with: its layout has as many starts as are drawn ahead."""
+    return _STATE_FORMAT + f"2-{_STARTS_EACH}\n".encode()
 
 
 class MujocoPool(VectorEnv[Any, Any, Any]):
@@ -329,17 +334,20 @@ class MujocoPool(VectorEnv[Any, Any, Any]):
         }
         numbers = np.concatenate([physics, *self._numbers_of(env).values()])
         body = json.dumps(header).encode() + b"\n" + numbers.tobytes()
-        return _STATE_MARK + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
+        return _state_mark() + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
 
     @foreign_calls()
     def _read_state(self, env: int, state: bytes) -> tuple[dict[str, Any], Doubles]:
         where = f"load_state: env {env} ({self.task.env_id})"
         if not isinstance(state, bytes):
             raise TypeError(f"load_state: the state for env {env} is {type(state).__name__}, not bytes")
-        begin = len(_STATE_MARK) + _DIGEST_BYTES
+        mark = _state_mark()
+        if state.startswith(_STATE_FORMAT) and not state.startswith(mark):
+            raise ValueError(f"{where}: the state was saved by a version of fastrl that keeps other things of an env")
+        begin = len(mark) + _DIGEST_BYTES
         body = state[begin:]
         digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest()
-        if not state.startswith(_STATE_MARK) or state[len(_STATE_MARK) : begin] != digest:
+        if not state.startswith(mark) or state[len(mark) : begin] != digest:
             raise ValueError(f"{where}: the state is damaged, or not one that save_state of a MujocoPool returned")
         text, _, raw = body.partition(b"\n")
         header: dict[str, Any] = json.loads(text)

@@ -624,6 +624,7 @@ class Replay:
 
         Raises:
             ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
+            TypeError, ValueError: the handle was tampered with.
         """
         return cls._attached(handle, read_only=False)
 
@@ -633,6 +634,7 @@ class Replay:
 
         Raises:
             ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.
+            TypeError, ValueError: the handle was tampered with.
         """
         return Observer(cls._attached(handle, read_only=True))
 
@@ -647,6 +649,8 @@ class Replay:
         )  # fmt: skip
         self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
+        if math.prod(self.action_shape) * self.action_dtype.itemsize > _MOST_OBS_BYTES:
+            raise ValueError(f"attach: action_shape: {self.action_shape} is larger than any action")
         self._discrete, self._history = _checked_discrete("attach: discrete", handle.discrete), handle.history
         if not isinstance(self._history, History):
             raise TypeError(f"attach: history: {self._history!r} is not what Replay.handle() returned")
@@ -690,7 +694,9 @@ def _checked_discrete(name: str, value: Any) -> tuple[int, int] | None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name}: {value!r} is not the first action and how many there are")
-    return whole_number(f"{name}: first", value[0], -(2**63), 2**63 - 1), whole_number(f"{name}: count", value[1], 1)
+    return whole_number(f"{name}: first", value[0], -(2**63), 2**63 - 1), whole_number(
+        f"{name}: count", value[1], 1, 2**63 - 1
+    )
 
 
 def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:
@@ -709,7 +715,9 @@ def _checked_dtype(name: str, dtype: Any) -> np.dtype[Any]:
         raise TypeError(f"{name}: {dtype!r} is not a type of numbers ({error})") from None
     if found.kind not in "biuf":
         raise TypeError(f"{name}: {found} is not a type of numbers such as 'uint8' or 'float32'")
-    return found.newbyteorder("=")  # as this machine counts; what comes otherwise is turned round when it is written
+    # In this machine's byte order (others are turned round when they are written), and numpy's one object for it, by
+    # which the writer knows an array that it can take as it is.
+    return np.dtype(found.type)
 
 
 def _action_layout(action: spaces.Space[Any] | None) -> tuple[tuple[int, ...], np.dtype[Any]]:

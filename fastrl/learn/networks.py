@@ -222,7 +222,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         words = np.random.SeedSequence(list(seed) if seed is not None else 0).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-        network = make(description)
+        # First weights that take long to make are not made where others are loaded.
+        network = make(description if seed is not None else {**description, "orthogonal": False})
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

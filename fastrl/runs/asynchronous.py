@@ -63,7 +63,7 @@ class AsyncOptions(RunOptions):
     learning_rate_steps: int = 80_000_000  # until it is 0; 0: it stays
     rmsprop_decay: float = 0.99  # of the squares
     rmsprop_epsilon: float = 0.1  # under the root
-    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as Torch has it, 1 as TensorFlow
+    rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as PyTorch has it, 1 as TensorFlow
     max_gradient_norm: float = 40.0  # 0: not clipped
 
     def __post_init__(self) -> None:
@@ -331,7 +331,7 @@ class _Run:
         self, session: Session, steps: int, more: Callable[[], Mapping[str, float]], histograms: Callable[[], Any]
     ) -> None:
         """What follows steps, whoever took them. ``more`` is for the log."""
-        if session.log_due(steps):
+        if session.crossed(self.config.log_every_steps, steps):
             session.log({**self.row(session.steps), **more()}, histograms() if self.config.histograms else None)
         if session.evaluation_due(steps):
             session.evaluate(self.tensors())
@@ -406,7 +406,7 @@ class _Run:
                 due = session.evaluation_due(steps) or session.checkpoint_due(steps)
                 if due:
                     steps += settle()
-                if due or not running or session.log_due(steps):
+                if due or not running or session.crossed(config.log_every_steps, steps):
                     self.sums = before + sum(group.summed() for group in groups)
                 self._after(session, steps, norms, lambda: histograms_of(groups[0].local.network))
                 if running and session.checkpoint_due(steps):

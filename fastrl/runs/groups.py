@@ -68,7 +68,7 @@ def read_run(path: str | Path) -> Run:
     """Read one run directory; a live one too.
 
     Raises:
-        FileNotFoundError: it lacks config.json, or metrics.csv though it has finished.
+        FileNotFoundError: it lacks config.json.
         ValueError: they are damaged, of a newer format, or not of fastrl.
     """
     path = Path(path)
@@ -78,11 +78,7 @@ def read_run(path: str | Path) -> Run:
     finished = bool(stored.get("finished", False))
     if (path / "metrics.csv").is_file():
         metrics = without_redone(_with_columns(path / "metrics.csv", *_PLACES))
-    elif finished:
-        raise FileNotFoundError(
-            f"read_run: {path} has no metrics.csv, though it says that it has finished; {_EXPECTED}"
-        )
-    else:  # it has just begun
+    else:  # it has just begun, or was too short for a row
         metrics = {name: np.empty(0) for name in _PLACES}
     evaluations = None
     if (path / "evaluations.csv").is_file():

@@ -300,11 +300,6 @@ class Session:
         """Whether a multiple of ``every`` was reached within the last ``steps`` steps."""
         return bool(every) and self.steps // every > (self.steps - steps) // every  # type: ignore[operator]
 
-    def log_due(self, steps: int) -> bool:
-        """Whether it is time for a row of the metrics; at its end a run that was too short for one has one too."""
-        none_yet = self.steps >= self.config.steps and not self.run.metrics_file.exists()
-        return none_yet or self.crossed(self.config.log_every_steps, steps)
-
     def evaluation_due(self, steps: int) -> bool:
         """Whether it is time to evaluate. At the end :meth:`finish` does."""
         return self.crossed(self.config.evaluate_every_steps, steps) and self.steps < self.config.steps
