@@ -290,6 +290,13 @@ def sizes_of(weights: list[torch.Tensor]) -> list[tuple[float, float]]:
     return [(float(each.min()), float(each.max())) for each in values]
 
 
+def first_checkpoint(config: a3c.Config) -> dict[str, torch.Tensor]:
+    """The tensors of a run whose rate is 0."""
+    saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
+    assert saved is not None
+    return saved.tensors
+
+
 def test_the_first_weights_of_a2c_are_as_those_of_stable_baselines3(tmp_path: Path) -> None:
     from gymnasium import spaces
     from stable_baselines3.common.policies import ActorCriticCnnPolicy
@@ -299,9 +306,7 @@ def test_the_first_weights_of_a2c_are_as_those_of_stable_baselines3(tmp_path: Pa
     expected = [layer.weight for layer in theirs.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
     tiny = {**tiny_training.TINY_PONG, "network": "nature", "steps": 5, "envs_per_worker": 1, "workers": 1}
     config = preset("a2c", **{**tiny, "runs": tmp_path, "name": "run", "learning_rate": 0.0})
-    saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
-    assert saved is not None
-    ours = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("policy.")}
+    ours = {name: tensor for name, tensor in first_checkpoint(config).items() if name.startswith("policy.")}
     weights = [tensor for name, tensor in ours.items() if name.endswith("weight")]
     for each in (weights, expected):
         each.sort(key=torch.Tensor.numel)
@@ -309,10 +314,8 @@ def test_the_first_weights_of_a2c_are_as_those_of_stable_baselines3(tmp_path: Pa
     np.testing.assert_allclose(sizes_of(weights), sizes_of(expected), rtol=1e-3)
     assert not any(tensor.any() for name, tensor in ours.items() if name.endswith("bias"))
 
-    plain = dataclasses.replace(config, name="plain", orthogonal=False)
-    saved = CheckpointStore(a3c.train(plain).run.path / "checkpoints").load(print)
-    assert saved is not None
-    assert all(tensor.any() for name, tensor in saved.tensors.items() if name.endswith("bias"))
+    plain = first_checkpoint(dataclasses.replace(config, name="plain", orthogonal=False))
+    assert all(tensor.any() for name, tensor in plain.items() if name.endswith("bias"))
 
 
 def test_the_optimiser_of_a2c_is_that_of_stable_baselines3_for_gradients_five_times_as_long(tmp_path: Path) -> None:
@@ -321,9 +324,7 @@ def test_the_optimiser_of_a2c_is_that_of_stable_baselines3_for_gradients_five_ti
 
     tiny = {**tiny_training.TINY_PONG, "steps": 5, "envs_per_worker": 1, "workers": 1}
     config = preset("a2c", **{**tiny, "runs": tmp_path, "name": "run", "learning_rate": 0.0})
-    saved = CheckpointStore(a3c.train(config).run.path / "checkpoints").load(print)
-    assert saved is not None
-    squares = saved.tensors["shared.squares"]
+    squares = first_checkpoint(config)["shared.squares"]
     assert squares.min() == pytest.approx(25 * 0.99, rel=1e-3)  # a round's gradient is small beside it
 
     rate = preset("a2c").learning_rate

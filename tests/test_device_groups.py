@@ -65,7 +65,7 @@ def round_of(group: GroupWorker, steps_before: int) -> int:
     return steps
 
 
-ROUNDS = 4
+ROUNDS = 5
 
 
 def apart(worker: Any, group: Any) -> float:
@@ -181,9 +181,9 @@ def test_a_run_in_groups_is_logged_saved_and_gone_on_with(
     assert {"share/wait for games", "share/act", "share/learn"} <= rows[0].keys()
     assert fastrl.load(tmp_path / "run").act(np.zeros((4, 84, 84), np.uint8)) in range(6)
 
-    if module is a3c:  # workers in processes can go on with what groups saved
-        monkeypatch.setattr(asynchronous, "_in_groups", lambda config: False)
-        assert run(module, tmp_path, "run", resume="run", steps=440).steps >= 440
+    # Workers in processes can go on with what groups saved, and the other way round.
+    monkeypatch.setattr(asynchronous, "_in_groups", lambda config: False)
+    assert run(module, tmp_path, "run", resume="run", steps=440).steps >= 440
 
 
 def test_rounds_without_a_length_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

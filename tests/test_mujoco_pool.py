@@ -707,6 +707,19 @@ def test_close_waits_for_the_thread_that_is_inside_a_call() -> None:
         pool._pool.step(actions)
 
 
+def test_a_state_with_another_number_of_starts_drawn_ahead_is_told_from_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.closing(fastrl.MujocoPool("Hopper-v5", 1, threads=1)) as pool:
+        pool.reset(seed=0)
+        (state,) = pool.save_state()
+        monkeypatch.setattr(mujoco_pool, "_STARTS_EACH", 5)
+        with pytest.raises(ValueError, match="the state was saved by a version of fastrl that keeps other things"):
+            pool.load_state([state])
+        with pytest.raises(ValueError, match="the state is damaged"):
+            pool.load_state([state[1:]])
+
+
 def test_a_state_saved_under_any_other_setting_is_refused() -> None:
     for env_id, settings in SETTINGS.items():
         with contextlib.closing(fastrl.MujocoPool(env_id, 1, threads=1)) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import pickle
@@ -790,6 +791,12 @@ def test_a_handle_of_a_dead_or_foreign_replay_is_refused() -> None:
         fastrl.Replay.attach(damaged)
     with pytest.raises(TypeError, match="attach: str is not what"):
         fastrl.Replay.attach("replay")  # type: ignore[arg-type]
+
+
+def test_a_handle_comes_back_whole_from_plain_values() -> None:
+    made = fastrl.Replay(100, 1, (2, 3), "float32", stack=1, action=spaces.Discrete(3, start=5), alpha=0.6)
+    plain = json.loads(json.dumps(dataclasses.asdict(made.handle())))
+    assert replay.ReplayHandle.from_plain(plain) == made.handle()
 
 
 @pytest.mark.parametrize(

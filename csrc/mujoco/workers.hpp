@@ -1,6 +1,6 @@
 // workers.hpp: threads that share the items of one job, with the caller among them.
 //
-// A step of an env takes 5 to 200 us and every batch waits for all of them, so all there is to share out is a counter.
+// A step of an env takes 10 to 200 us and every batch waits for all of them, so all there is to share out is a counter.
 // Whoever has nothing to do takes a part of what is left, several neighbours at first and single ones at the end:
 // neighbours' results lie in the same cache lines. Guarantees: run() returns when every item is done, by whom does not
 // matter; close() ends every thread, and a run() under way is then finished by its caller alone.

@@ -77,6 +77,13 @@ class ReplayHandle:
     discrete: tuple[int, int] | None = None  # the first action and how many there are, if it is such a space
     history: History = field(default_factory=History)  # see replay_store.py
 
+    @classmethod
+    def from_plain(cls, fields: dict[str, Any]) -> ReplayHandle:
+        """The handle that ``dataclasses.asdict`` was given, also after JSON, which has no tuples."""
+        names = ("obs_shape", "action_shape", "discrete")
+        tuples = {name: tuple(fields[name]) for name in names if fields[name] is not None}
+        return cls(**{**fields, **tuples, "history": History(**fields["history"])})
+
 
 class Writer:
     """The only writer of one lane, see :meth:`Replay.writer`. A context manager; for one thread at a time."""
@@ -649,8 +656,12 @@ class Replay:
         )  # fmt: skip
         self.action_shape = _checked_shape("attach: action_shape", handle.action_shape, scalar=True)
         self.action_dtype = _checked_dtype("attach: action_dtype", handle.action_dtype)
-        if math.prod(self.action_shape) * self.action_dtype.itemsize > _MOST_OBS_BYTES:
-            raise ValueError(f"attach: action_shape: {self.action_shape} is larger than any action")
+        action_bytes = math.prod(self.action_shape) * self.action_dtype.itemsize
+        if action_bytes > _MOST_OBS_BYTES:
+            raise ValueError(
+                f"attach: action_shape: {self.action_shape} is {action_bytes:,} bytes; the handle is damaged, take "
+                f"another"
+            )
         self._discrete, self._history = _checked_discrete("attach: discrete", handle.discrete), handle.history
         if not isinstance(self._history, History):
             raise TypeError(f"attach: history: {self._history!r} is not what Replay.handle() returned")
@@ -694,9 +705,8 @@ def _checked_discrete(name: str, value: Any) -> tuple[int, int] | None:
         return None
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name}: {value!r} is not the first action and how many there are")
-    return whole_number(f"{name}: first", value[0], -(2**63), 2**63 - 1), whole_number(
-        f"{name}: count", value[1], 1, 2**63 - 1
-    )
+    first = whole_number(f"{name}: first", value[0], -(2**63), 2**63 - 1)
+    return first, whole_number(f"{name}: count", value[1], 1, 2**63 - 1)
 
 
 def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ...]:

@@ -94,11 +94,7 @@ class QNetwork(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """A policy's logits and a state's value on one torso (Mnih et al. 2016).
-
-    With ``orthogonal`` its first weights are such matrices (Saxe et al. 2014), scaled so that a ReLU keeps the size of
-    what it passes on, but for the policy's, which are small: all actions are nearly as likely at first.
-    """
+    """A policy's logits and a state's value on one torso (Mnih et al. 2016)."""
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
@@ -106,11 +102,16 @@ class ActorCritic(nn.Module):
         self.torso, width = torso(description)
         self.policy = nn.Linear(width, int(description["num_actions"]))
         self.value = nn.Linear(width, 1)
-        if description.get("orthogonal"):
-            for layer in self.torso:
-                _orthogonal(layer, math.sqrt(2))
-            _orthogonal(self.policy, 0.01)
-            _orthogonal(self.value, 1.0)
+
+    def begin_orthogonal(self) -> None:
+        """Orthogonal first weights (Saxe et al. 2014), of a size that a ReLU keeps.
+
+        The policy's are small, so that all actions are nearly as likely at first.
+        """
+        for layer in self.torso:
+            _orthogonal(layer, math.sqrt(2))
+        _orthogonal(self.policy, 0.01)
+        _orthogonal(self.value, 1.0)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (batch, actions), and values (batch,)."""
@@ -222,8 +223,9 @@ def build(
     with torch.random.fork_rng(devices=[]):
         words = np.random.SeedSequence(list(seed) if seed is not None else 0).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-        # First weights that take long to make are not made where others are loaded.
-        network = make(description if seed is not None else {**description, "orthogonal": False})
+        network = make(description)
+        if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic):
+            network.begin_orthogonal()
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

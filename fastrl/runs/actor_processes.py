@@ -20,7 +20,6 @@ from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
 from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import Game
 from fastrl.engine.replay import Replay, ReplayHandle
-from fastrl.engine.replay_store import History
 from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
 from fastrl.runs import seeds
 from fastrl.runs.workers import Board, Line, WorkerGroup
@@ -166,12 +165,7 @@ class ActorProcesses:
 def work(order: dict[str, Any], board: Board, line: Line) -> None:
     """One such process, see :mod:`fastrl.runs.workers`."""
     index, first, count = int(order["worker"]), int(order["first"]), int(order["count"])
-    fields = order["replay"]
-    tuples = {
-        name: tuple(fields[name]) for name in ("obs_shape", "action_shape", "discrete") if fields[name] is not None
-    }
-    history = History(**fields["history"])
-    replay = Replay.attach(ReplayHandle(**{**fields, **tuples, "history": history}))
+    replay = Replay.attach(ReplayHandle.from_plain(order["replay"]))
     memory = SharedMemory.attach(SharedMemoryHandle(**order["actions"]))
     actions = memory.array(0, (int(order["envs"]),), np.int64)[first : first + count]
     pool = AtariPool(
