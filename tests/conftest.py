@@ -7,21 +7,42 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from early import begun
+from turns import Turns
 
 import fastrl
 
-__all__ = ["begun"]  # a fixture of all tests
+# By the environment, so that all processes of `pytest -n 2` have the same.
+SEED = int(os.environ.setdefault("FASTRL_TEST_SEED", str(time.time_ns() % 1_000_000)))
+_TURNS = Turns() if "PYTEST_XDIST_WORKER" in os.environ else None
 
-SEED = int(os.environ.get("FASTRL_TEST_SEED", time.time_ns() % 1_000_000))
 
-
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests of Ctrl-C send SIGINT, which a shell has ignored in what it starts in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "alone: measures time, so that no other test runs meanwhile")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n 2`: whole files to each process, since their tests share trained runs and the like."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # it puts files of few tests last, which are among the longest
+    return LoadFileScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait for the test's turn."""
+    if _TURNS is None:
+        return (yield)
+    with _TURNS.one(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import pytest
-from early import early
 from nursery import Nursery
 
 PACKAGE = Path(__file__).parents[1] / "fastrl"
@@ -57,22 +56,14 @@ def test_the_check_sees_what_it_is_to_see(source: str) -> None:
     assert dangers(source)
 
 
-def attack(case: None, folder: Path, seed: int) -> tuple[int, str]:
-    """The exit code of a process that loads hostile files, and what it said."""
+def test_hostile_files_run_nothing_and_reach_nothing(tmp_path: Path, session_seed: int) -> None:
     nursery = Nursery()
     try:
-        (folder / "runs").mkdir()
-        child = nursery.start("hostile:attacked", str(folder / "runs"), 1000, seed, output=folder / "log")
-        return child.wait(120), child.said()
+        (tmp_path / "runs").mkdir()
+        child = nursery.start("hostile:attacked", str(tmp_path / "runs"), 1000, session_seed, output=tmp_path / "log")
+        code, said = child.wait(120), child.said()
     finally:
         nursery.close()
-
-
-attacked = early("attacked", attack)
-
-
-def test_hostile_files_run_nothing_and_reach_nothing(attacked: tuple[int, str]) -> None:
-    code, said = attacked
     print(said.splitlines()[-1])
     assert code == 0, said[-3000:]
     assert said.count("EXECUTED") == 1  # by the control, at the end

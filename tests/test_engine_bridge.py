@@ -289,6 +289,7 @@ def test_one_answer_that_differs_from_ale_py_is_refused(answer: str, monkeypatch
 # ---- What fits
 
 
+@pytest.mark.alone
 def test_the_right_engine_passes_within_a_second() -> None:
     native.engine()  # imports and the first reading of files are not the check's
     seconds = []
@@ -361,6 +362,7 @@ def playing(frames: int) -> Callable[[], None]:
     return lambda: emulator.act_many(actions)
 
 
+@pytest.mark.alone
 def test_python_goes_on_while_an_emulator_plays() -> None:
     play = playing(10_000)
     worker = threading.Thread(target=play)
@@ -379,6 +381,7 @@ def test_python_goes_on_while_an_emulator_plays() -> None:
     assert longest_pause < whole / 2
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(CORES < 2, reason="one core: two threads cannot be faster")
 def test_two_threads_play_nearly_twice_as_fast() -> None:
     plays = [playing(4_000) for _ in range(2)]

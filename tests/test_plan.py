@@ -123,6 +123,7 @@ def test_wrong_questions_are_refused(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.alone
 def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked: dict[str, Any] = {
         **TINY_PONG,

@@ -22,6 +22,7 @@ from fastrl.runs.trial import Trial
 from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
 
 
+@pytest.mark.alone
 def test_a_ceiling_is_told_in_steps_of_the_run() -> None:
     found = ceiling(Stage("sleep", "", lambda: time.sleep(0.01), steps=4), 0.25)
 

@@ -88,6 +88,7 @@ def test_nothing_yet(time: Time) -> None:
     assert (times.shares, times.own_share) == ({}, 0)
 
 
+@pytest.mark.alone
 def test_a_stamp_is_cheap_and_the_clock_knows_its_own_share(time: Time) -> None:
     clock = StageClock()
     for _ in range(100):
