@@ -47,6 +47,9 @@ class ScriptedEnvs:
     def save_state(self) -> list[bytes]:
         return [b""] * self.num_envs
 
+    def state_digest(self) -> list[str]:
+        return [""] * self.num_envs
+
     def close(self) -> None:
         pass
 

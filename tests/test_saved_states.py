@@ -204,6 +204,29 @@ def test_a_state_survives_many_saves_and_loads_in_a_row(recording: Recording) ->
         pool.close()
 
 
+def test_envs_that_played_the_same_have_the_same_digest_whenever_they_were_saved_and_loaded(
+    recording: Recording,
+) -> None:
+    game = recording.game
+    never, often, other = (game.pool() for _ in range(3))
+    for pool, seed in ((never, 11), (often, 11), (other, 12)):
+        pool.reset(seed=seed)
+    seen: list[str] = []
+    for place, action in enumerate(game.actions[:300]):
+        for pool in (never, often, other):
+            pool.step(np.array([action]))
+        if place % 7 == 0 or place in recording.moments.values():
+            often.load_state(often.save_state())
+        (digest,) = never.state_digest()
+        assert often.state_digest() == [digest], f"step {place}"
+        assert other.state_digest() != [digest]
+        seen.append(digest)
+
+    assert len(set(seen)) == len(seen)  # no two moments are the same
+    for pool in (never, often, other):
+        pool.close()
+
+
 def test_states_stay_small(recording: Recording, record_property: Callable[[str, object], None]) -> None:
     sizes = [len(state) for state in recording.states]
     record_property("state_bytes", f"{min(sizes)}..{max(sizes)}")

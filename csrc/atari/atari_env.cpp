@@ -361,6 +361,23 @@ std::string AtariEnv::save() {
   out.put(kStateFormat);
   out.put_bytes(rules_.fingerprint);
   emulator_.save(out);
+  save_own(out);
+  std::string body = out.take();
+  ByteWriter sum;
+  sum.put(checksum(body));
+  return body + sum.take();
+}
+
+std::string AtariEnv::identity() {
+  if (!was_reset_) throw std::logic_error("nothing to identify before the first reset");
+  ByteWriter out;
+  out.put_bytes(rules_.fingerprint);
+  emulator_.identify(out);
+  save_own(out);
+  return out.take();
+}
+
+void AtariEnv::save_own(ByteWriter& out) {
   out.put(noop_random_.state());
   out.put<std::uint64_t>(noop_schedule_.size());
   for (const int count : noop_schedule_) out.put(count);
@@ -387,10 +404,6 @@ std::string AtariEnv::save() {
   out.put(report_.game_return);
   out.put(report_.game_frames);
   out.put(report_.game_steps);
-  std::string body = out.take();
-  ByteWriter sum;
-  sum.put(checksum(body));
-  return body + sum.take();
 }
 
 void AtariEnv::load(std::string_view bytes) {

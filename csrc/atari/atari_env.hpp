@@ -104,6 +104,7 @@ class AtariEnv {
 
   std::string save();
   void load(std::string_view bytes);
+  std::string identity();  // equal of two that played the same, see SavableEmulator::identify
 
   void set_clock(StageClock* clock) { clock_ = clock; }
   void log_calls(std::vector<std::uint8_t>* log) { emulator_.log_calls(log); }
@@ -121,6 +122,7 @@ class AtariEnv {
   void restart_emulator(const std::optional<EnvSeed>& seed);
   void start_game(const std::optional<EnvSeed>& seed);
   int draw_noops();
+  void save_own(ByteWriter& out);
   Outcome act_frames(int action);
   Outcome act_with_lives(int action);
   void reset_with_lives(const std::optional<EnvSeed>& seed);

@@ -119,6 +119,23 @@ void SavableEmulator::save(ByteWriter& out) {
   out.put_bytes(std::span<const std::uint8_t>(tape_));
 }
 
+void SavableEmulator::identify(ByteWriter& out) {
+  if (!loaded_) throw std::logic_error("nothing to identify before the first reset");
+  out.put(options_.seed);
+  out.put<std::uint8_t>(emulator_.game_over());
+  out.put<std::uint8_t>(emulator_.truncated());
+  out.put(emulator_.lives());
+  out.put(frame_number());
+  out.put(emulator_.episode_frame_number());
+  out.put(frames_since_reset_);
+  out.put(stuck_action_);
+  out.put_bytes(emulator_.screen());
+  out.put_bytes(emulator_.ram());
+  std::ostringstream random;
+  if (options_.sticky_probability > 0.0F) random << stick_random_;
+  out.put_bytes(random.view());
+}
+
 void SavableEmulator::load(ByteReader& in) {
   const auto seed = in.get<std::uint32_t>();
   const bool from_state = in.get<std::uint8_t>() != 0;

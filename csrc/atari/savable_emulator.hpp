@@ -60,6 +60,10 @@ class SavableEmulator {
 
   void save(ByteWriter& out);
   void load(ByteReader& in);
+  // What it shows, remembers (RAM) and counts, and nothing of how it came here: equal of two that played the same,
+  // however often they were saved and loaded. What save() writes is not, since its anchor may lie anywhere, nor is the
+  // engine's state, which counts cycles that a jump leaves out.
+  void identify(ByteWriter& out);
 
  private:
   // One byte a call. Where states are trusted a tape holds about kFramesPerAnchor calls and what a reset adds to them.

@@ -315,6 +315,14 @@ void register_pool(py::module_& m) {
           },
           "env"_a)
       .def(
+          "identify_env",
+          [](PoolHandle& handle, int env) {
+            EnvPool& pool = handle.get("state_digest");
+            const SoleUse use(handle.caller, "state_digest");
+            return py::bytes(pool.identify_env(env));
+          },
+          "env"_a)
+      .def(
           "load_env",
           [](PoolHandle& handle, int env, const std::string& state) {
             EnvPool& pool = handle.get("load_state");

@@ -512,6 +512,8 @@ AtariEnv& EnvPool::idle_env(int env, const char* operation) {
 
 std::string EnvPool::save_env(int env) { return idle_env(env, "save_state").save(); }
 
+std::string EnvPool::identify_env(int env) { return idle_env(env, "state_digest").identity(); }
+
 void EnvPool::load_env(int env, std::string_view bytes) {
   AtariEnv& loaded = idle_env(env, "load_state");
   if (sink_ && !sink_->continues(env)) {

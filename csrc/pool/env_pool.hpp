@@ -111,6 +111,7 @@ class EnvPool {
 
   // These need every env idle (nothing in flight) and say so otherwise.
   std::string save_env(int env);
+  std::string identify_env(int env);
   void load_env(int env, std::string_view bytes);  // also needs a sink that what follows can be written into
   AtariEnv& idle_env(int env, const char* operation);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NoReturn
@@ -345,6 +346,22 @@ class AtariPool(VectorEnv[Any, Any, Any]):
         self._require_idle("save_state")
         envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
         return [self._pool.save_env(int(env)) for env in envs]
+
+    def state_digest(self, env_ids: Any = None) -> list[str]:
+        """A hash of each env's screen, RAM, counters and generators: equal of envs that played the same.
+
+        What :meth:`save_state` returns also depends on when an env was saved and loaded before.
+
+        >>> pool = AtariPool("pong", num_envs=1)
+        >>> _ = pool.reset()
+        >>> other = AtariPool("pong", num_envs=1)
+        >>> other.load_state(pool.save_state())
+        >>> other.state_digest() == pool.state_digest()
+        True
+        """
+        self._require_idle("state_digest")
+        envs = self._all_envs if env_ids is None else self._checked_env_ids(env_ids)
+        return [hashlib.sha256(self._pool.identify_env(int(env))).hexdigest() for env in envs]
 
     def load_state(self, states: Sequence[bytes], env_ids: Any = None) -> None:
         """Continue from states that :meth:`save_state` gave. :meth:`observations` then returns their observations.

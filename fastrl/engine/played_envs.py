@@ -73,6 +73,10 @@ class PlayedAtari:
         """The games as they are, for :meth:`start`."""
         return self._pool.save_state()
 
+    def state_digest(self) -> list[str] | None:
+        """A hash of each game: equal of games that were played alike."""
+        return self._pool.state_digest()
+
     def close(self) -> None:
         """End the threads."""
         self._pool.close()
@@ -132,6 +136,10 @@ class PlayedGymnasium:
 
     def save_state(self) -> list[bytes] | None:
         """None: these envs cannot be saved."""
+        return None
+
+    def state_digest(self) -> list[str] | None:
+        """None: neither can they be told apart."""
         return None
 
     def close(self) -> None:

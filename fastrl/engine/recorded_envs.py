@@ -7,6 +7,7 @@ step of every env is a decision of the agent.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,10 @@ class RecordedAtari:
     def save_state(self) -> list[bytes] | None:
         """The games as they are, for :meth:`start`."""
         return self.pool.save_state()
+
+    def state_digest(self) -> list[str] | None:
+        """A hash of each game: equal of games that were played alike."""
+        return self.pool.state_digest()
 
     def close(self) -> None:
         """End the threads."""
@@ -284,6 +289,10 @@ class RecordedGymnasium:
             return None
         states = self._envs.save_state()
         return [_EPISODE.pack(self._returns[env], self._steps[env]) + state for env, state in enumerate(states)]
+
+    def state_digest(self) -> list[str] | None:
+        """A hash of each env; None: these cannot be saved."""
+        return [hashlib.sha256(state).hexdigest() for state in self.save_state() or []] or None
 
     def close(self) -> None:
         """End the envs and free the lanes."""

@@ -156,6 +156,10 @@ class ActorProcesses:
         """None: a run that is resumed begins new episodes."""
         return None
 
+    def state_digest(self) -> list[str] | None:
+        """The same."""
+        return None
+
     def close(self) -> None:
         """End the processes."""
         if self._group is not None:

@@ -83,6 +83,7 @@ class AsyncWorker(ABC):
         saved = self.envs.save_state()
         return {
             "envs": None if saved is None else [as_text(one) for one in saved],
+            "envs_digest": self.envs.state_digest(),
             "generator": seeds.generator_state(self.generator),
             "rounds": self.rounds,
             "traps": self.traps.state() if self.traps else None,

@@ -227,6 +227,10 @@ class _RemoteGames:
         """None are saved beside the workers' states; None: nowhere."""
         return [] if self.saved else None
 
+    def state_digest(self) -> list[str] | None:
+        """The same."""
+        return [] if self.saved else None
+
 
 class _Run:
     """One run of a recipe, in the trainer's process."""

@@ -49,6 +49,9 @@ class Recorded(Protocol):
     def save_state(self) -> list[bytes] | None:
         """The envs as they are; None: they cannot be saved, or the trainer's own state has them."""
 
+    def state_digest(self) -> list[str] | None:
+        """A hash of each env as it is, equal of those that were played alike; None where nothing can be saved."""
+
 
 @dataclass
 class Resumed:
@@ -412,15 +415,14 @@ class Session:
 
     def digest(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:
         """A hash of all that decides how the run goes on. Two runs that agree in it are the same run."""
-        env_states = [saved.hex() for saved in self.envs.save_state() or []]
         return checkpoint.digest(
             tensors,
             {
                 "steps": self.steps,
                 "updates": self.updates,
                 "games": self.games.state(),
-                "trainer": dict(state),
-                "envs": env_states,
+                "trainer": _without_saved_envs(dict(state)),
+                "envs": self.envs.state_digest(),
                 "replay": None if self.envs.replay is None else self.envs.replay.digest(),
             },
         )
@@ -449,6 +451,16 @@ class Session:
             self.note(f"finished: {self.run.path}")
         else:
             self.note(f"stopped at {self.steps:,} steps; go on with --resume {self.run.path}")
+
+
+def _without_saved_envs(state: Any) -> Any:
+    """A trainer's state with the digests of its envs alone: what is saved of them also tells when they were saved."""
+    if isinstance(state, list):
+        return [_without_saved_envs(one) for one in state]
+    if not isinstance(state, dict):
+        return state
+    left_out = {"envs"} if state.get("envs_digest") else set()
+    return {name: _without_saved_envs(one) for name, one in state.items() if name not in left_out}
 
 
 def _require_finite(tensors: Mapping[str, torch.Tensor], updates: int) -> None:
