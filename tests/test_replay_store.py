@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from replay_oracle import GUARD_STEPS
 
 import fastrl
@@ -175,6 +176,34 @@ def require_loads_as(made: fastrl.Replay, saved: Path) -> None:
     again = new_replay(lanes=made.lanes, capacity=made.capacity, stack=made.stack)
     again.load(saved)
     assert again.digest() == made.digest()
+
+
+def test_a_replay_that_goes_on_from_a_save_stays_the_same_to_the_bit(tmp_path: Path) -> None:
+    """Slots that hold no step of the save, and what an older step left in them, are to leave no trace."""
+    made, again = one_lane(capacity=100), one_lane(capacity=100)
+    with made.writer(0) as writer:
+        writer.start(np.zeros(5, np.float32))
+        for _ in range(250):
+            writer.append(3, 0.0, np.ones(5, np.float32), False, False)
+        again.load(made.save(tmp_path))
+    for replay in (made, again):
+        with replay.writer(0) as writer:
+            for step in range(12):
+                writer.start(np.full(5, step, np.float32))
+    assert again.digest() == made.digest()
+
+
+def test_a_damaged_save_tells_of_the_one_before_it(tmp_path: Path) -> None:
+    made = one_lane()
+    with made.writer(0) as writer:
+        lane_steps(writer, 50, 1.0)
+        older = made.save(tmp_path)
+        lane_steps(writer, 50, 2.0)
+        newer = made.save(tmp_path)
+    newer.write_bytes(newer.read_bytes()[:-1])
+    with pytest.raises(fastrl.DamagedReplay, match=f"an older save can be loaded by its name: {older}"):
+        one_lane().load(tmp_path)
+    one_lane().load(older)
 
 
 def test_files_of_another_replay_are_never_taken_for_its_own(tmp_path: Path) -> None:
@@ -433,6 +462,7 @@ def rewrite(path: Path, manifest: dict[str, Any]) -> None:
         ({"alpha": 0.5}, "with alpha None, this has 0.5"),
         ({"seed": 4}, "with seed 3, this has 4"),
         ({"obs_dtype": "int32"}, "obs_dtype <f4, this has <i4"),
+        ({"action": spaces.Discrete(2)}, r"with discrete None, this has \[0, 2\]"),
     ],
 )
 def test_a_save_of_another_replay_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -207,10 +207,11 @@ class BoundWriter {
   void check_action(const py::array& action) const {
     if (discrete_) {
       const auto value = *static_cast<const std::int64_t*>(action.data());
-      if (value >= discrete_->first && value - discrete_->first < discrete_->second) return;
-      throw std::invalid_argument(
-          "append: action " + std::to_string(value) + " is outside [" + std::to_string(discrete_->first) + ", " +
-          std::to_string(discrete_->first + discrete_->second) + "), the Discrete space that the replay was made with");
+      const auto [first, count] = *discrete_;
+      const std::int64_t last = first + (count - 1);
+      if (value >= first && value <= last) return;
+      throw std::invalid_argument("append: action " + std::to_string(value) + " is outside [" + std::to_string(first) +
+                                  ", " + std::to_string(last) + "], the Discrete space that the replay was made with");
     }
     if (!action_is_float_) return;
     const auto all_finite = [&]<class T>(const T* values) {

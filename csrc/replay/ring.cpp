@@ -127,7 +127,8 @@ LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t la
     : ring_(ring),
       lock_(lock_lane(*ring, lane)),
       mapping_(ring->region().map_writable(ring->shape().lane_offset(lane), ring->shape().lane_bytes())),
-      view_(view_of<std::uint64_t>(ring->shape(), mapping_.data())) {
+      view_(view_of<std::uint64_t>(ring->shape(), mapping_.data())),
+      no_action_(ring->shape().action_bytes) {
   next_ = lane::published(*view_.cursor);
   lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
   if (next_ > 0) {
@@ -193,7 +194,9 @@ void LaneWriter::commit(bool first, const void* action, float reward, bool termi
                                                (truncated ? lane::kTruncated : 0));
   lane::store_meta(view_.meta(next_), {next_, episode_, age_, flags, 0, first ? 0.0F : reward, 0});
   FASTRL_CRASHPOINT(3);
-  if (!first) lane::store_payload(view_.action(next_), action, ring_->shape().action_bytes);
+  // No action led to the first observation. What the slot's last step had is taken out, so that a replay that went on
+  // from a save, and never had it, has the same bytes.
+  lane::store_payload(view_.action(next_), first ? no_action_.data() : action, ring_->shape().action_bytes);
   lane::publish(*view_.cursor, next_);
   ++next_;
   open_ = !(terminated || truncated);

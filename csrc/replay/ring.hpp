@@ -14,6 +14,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "replay/lane.hpp"
 #include "replay/shared_region.hpp"
@@ -110,6 +111,7 @@ class LaneWriter {
   RegionLock lock_;
   Mapping mapping_;
   LaneView<std::uint64_t> view_{};
+  std::vector<std::uint8_t> no_action_;
   std::uint64_t next_ = 0;
   std::uint32_t episode_ = 0;
   std::uint16_t age_ = 0;

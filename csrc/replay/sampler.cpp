@@ -152,7 +152,12 @@ void Sampler::require_any(const Task& task) const {
     }
   }
   if (overwritten) overtaken();
-  if (all == 0) nothing("the replay is empty; write transitions first");
+  if (all == 0) {
+    bool written = false;
+    for (std::uint64_t lane = 0; lane < task.ends.size(); ++lane) written = written || ring_->published(lane) > 0;
+    nothing(written ? "nothing was written up to the boundary; take a later one"
+                    : "the replay is empty; write transitions first");
+  }
   nothing("none of the " + std::to_string(all) + " observations begins a whole transition yet");
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -187,7 +188,13 @@ std::optional<RegionLock> RegionLock::try_take(const SharedRegion& region, std::
   const int descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (descriptor < 0) {
     const int error = errno;
-    throw std::runtime_error("replay: a lane's lock cannot be opened (" + reason(error) + ")");
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    throw std::runtime_error("replay: the lock of lane " + std::to_string(first) + " cannot be opened (" +
+                             reason(error) +
+                             "): each lane that is written takes a descriptor, and this process may "
+                             "have " +
+                             std::to_string(limit.rlim_cur) + "; raise that (ulimit -n) or write fewer lanes");
   }
   struct flock wanted = bytes_to_lock(first, count);
   if (fcntl(descriptor, F_OFD_SETLK, &wanted) != 0) {

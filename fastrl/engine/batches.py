@@ -81,7 +81,12 @@ class BatchLender:
         found = self._forms.get((batch, n_step, with_observations)) if known else None
         if found is None:
             batch = whole_number("batch", batch, 1, 2**20)
-            n_step = whole_number("n_step", n_step, 1, self._most_steps)
+            n_step = whole_number("n_step", n_step, 1)
+            if n_step > self._most_steps:
+                raise ValueError(
+                    f"n_step: {n_step} is outside [1, {self._most_steps}]; more need a larger capacity, of which each "
+                    f"lane has its part"
+                )
             found = native.core.BatchForm(self._ring, batch, n_step, with_observations, *self._likes)
             if len(self._forms) >= _MOST_FORMS:
                 self._forms.clear()
@@ -98,7 +103,11 @@ class BatchLender:
 
     def lend(self, batch: int, n_step: int, with_observations: bool = True) -> Any:
         """Memory for a batch of this size."""
-        return self._bank.lend(self.form(batch, n_step, with_observations))
+        form = self.form(batch, n_step, with_observations)
+        try:
+            return self._bank.lend(form)
+        except MemoryError:
+            raise MemoryError(f"batch: there is no memory for {batch:,} transitions; ask for fewer") from None
 
 
 def _pinned_bytes(size: int) -> npt.NDArray[np.uint8]:

@@ -90,7 +90,14 @@ class Mirror:
 
         self._torch = torch
         self._replay = replay
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"mirror: {device!r} is no device that torch knows; give 'cuda' or 'cuda:0'") from None
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"mirror: {device!r} was asked for, but torch finds no GPU here; sample on the CPU instead"
+            )
         self._slots = replay.capacity // replay.lanes
         self._uploaded = [0] * replay.lanes
         self._begun = [0] * replay.lanes  # up to where rows may have been written over, also where an upload failed

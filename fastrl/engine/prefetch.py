@@ -80,7 +80,10 @@ class Prefetcher:
                 f"request: {self.depth} batches were asked for and not taken, and depth is {self.depth}; take() one "
                 f"first, or make the prefetcher deeper"
             )
-        self._native.request(boundary, beta)
+        try:
+            self._native.request(boundary, beta)
+        except MemoryError:
+            raise MemoryError("request: there is no memory for the batch; take() others first") from None
 
     def take(self, timeout_s: float | None = None) -> Batch:
         """The oldest batch that was requested and not taken. Waits until it is drawn.
@@ -106,8 +109,13 @@ class Prefetcher:
 
     def drain(self, operation: str = "drain") -> None:
         """Wait until everything that was asked for is done. Batches stay to be taken."""
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self._native.drain(operation, -1.0)
+        except RuntimeError:
+            if not self._closed:  # by another thread, meanwhile: nothing is left to wait for
+                raise
 
     @property
     def closed(self) -> bool:

@@ -29,7 +29,7 @@ from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.observer import Observer
 from fastrl.engine.prefetch import Prefetcher, checked_priorities
 from fastrl.engine.protocol import DEFAULT_STACK
-from fastrl.engine.replay_store import History, SlotStore, manifests, read_manifest
+from fastrl.engine.replay_store import DamagedReplay, History, SlotStore, manifests, read_manifest
 from fastrl.engine.ring_sizes import (
     DEFAULT_CAPACITY,
     LEAST_SPARE_STEPS,
@@ -196,9 +196,7 @@ class Replay:
         if padding not in tuple(_PADDINGS):
             raise ValueError(f"{at}padding: {padding!r} is not one of {', '.join(map(repr, _PADDINGS))}")
         self.padding: Literal["zeros", "first_frame"] = padding
-        if alpha is not None and not (isinstance(alpha, (int, float)) and 0 <= alpha <= 1):
-            raise ValueError(f"{at}alpha: {alpha!r} is outside [0, 1]; 0 draws uniformly, 1 by priority itself")
-        self.alpha = alpha
+        self.alpha = None if alpha is None else share(f"{at}alpha:", alpha)
 
     def _adopt(self, ring: Any) -> None:
         self._ring = ring
@@ -345,7 +343,11 @@ class Replay:
         return out
 
     def boundary(self) -> list[int]:
-        """How far each lane is published now. Given to :meth:`sample`, it samples as if nothing came after."""
+        """How far each lane is published now. Given to :meth:`sample`, it samples as if nothing came after.
+
+        Until ``guard_steps`` more steps are written to a lane that is full: then its oldest steps, which could have
+        been drawn, are overwritten, and draws of them are repeated with others.
+        """
         self._require_here("boundary")
         return list(self._ring.published())
 
@@ -528,6 +530,7 @@ class Replay:
             "obs_dtype": self.obs_dtype.str,
             "action_shape": list(self.action_shape),
             "action_dtype": self.action_dtype.str,
+            "discrete": None if self._discrete is None else list(self._discrete),
             "padding": self.padding,
             "alpha": self.alpha,
             "seed": self.seed,
@@ -548,11 +551,20 @@ class Replay:
         """
         self._require_here("load")
         path = Path(saved)
+        found: list[Path] = []
         if path.is_dir():
             found = manifests(path)
             if not found:
                 raise FileNotFoundError(f"load: {path} has no saved replay")
             path = found[0]
+        try:
+            self._load(path)
+        except DamagedReplay as error:
+            if len(found) < 2:
+                raise
+            raise DamagedReplay(f"{error}; an older save can be loaded by its name: {found[1]}") from None
+
+    def _load(self, path: Path) -> None:
         manifest = read_manifest(path)
         mine = {"shape": self._shape(self._slots), **self._saved_arguments()}
         for name, value in mine.items():
@@ -628,6 +640,9 @@ class Replay:
     @classmethod
     def attach(cls, handle: ReplayHandle) -> Replay:
         """The replay of another process: to write lanes of it, or to look.
+
+        It has the same seed, so that its first batch is drawn as the replay's own first one was: who is to learn from
+        other batches than another process draws some, or takes another ``dataclasses.replace(handle, seed=...)``.
 
         Raises:
             ConnectionError: it is gone, belongs to somebody else, or is not what the handle says.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,8 @@ class SharedMemory:
         self._map = mmap.mmap(descriptor, size_bytes)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self.size_bytes = size_bytes
+        # Who attaches comes by the descriptor; left open it would keep the memory when the last array is gone.
+        weakref.finalize(self, os.close, descriptor).atexit = False
 
     @classmethod
     def create(cls, size_bytes: int) -> SharedMemory:
@@ -68,11 +72,11 @@ class SharedMemory:
         """
         path = f"/proc/{handle.pid}/fd/{handle.descriptor}"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ConnectionError(f"shared memory: process {handle.pid} is gone or not ours ({error})") from None
         found = os.fstat(descriptor)
-        if (found.st_ino, found.st_size) != (handle.inode, handle.size_bytes):
+        if not stat.S_ISREG(found.st_mode) or (found.st_ino, found.st_size) != (handle.inode, handle.size_bytes):
             os.close(descriptor)
             raise ConnectionError(f"shared memory: {path} is not what the handle says; process {handle.pid} has ended")
         return cls(descriptor, handle.size_bytes)
