@@ -99,18 +99,47 @@ def test_one_changed_rule_of_a_protocol_is_another_group(tmp_path: Path) -> None
     assert [g.label for g in groups] == ["dqn (rules=pong/nature/0.0)", "dqn (rules=pong/nature/0.25)"]
 
 
-def test_labels_tell_groups_apart_also_when_they_differ_in_much(tmp_path: Path) -> None:
-    for i in range(2):
-        write_run(tmp_path / f"{i}", config={"a": 0, "b": i, "c": i, "d": i, "z": 0} | {"nested": {"e": i}})
-    write_run(tmp_path / "2", config={"a": 0, "b": 0, "c": 0, "d": 0, "z": 1} | {"nested": {"e": 0}})
+def labels_of(folder: Path, *configs: dict[str, Any]) -> list[str]:
+    for i, config in enumerate(configs):
+        write_run(folder / f"{i}", config=config)
+    groups, _ = grouped(find_runs([folder]))
+    return [group.label for group in groups]
 
-    groups, _ = grouped(find_runs([tmp_path]))
 
-    assert [g.label for g in groups] == [
-        "dqn (b=0, c=0, d=0, and 2 more)",
-        "dqn (b=0, c=0, d=0, and 2 more) #2",
-        "dqn (b=1, c=1, d=1, and 2 more)",
+def test_a_label_names_first_what_tells_the_groups_apart(tmp_path: Path) -> None:
+    one = {"a": 0, "b": 0, "c": 0, "d": 0, "z": 0, "nested": {"e": 0}}
+    other = {**one, "b": 1, "c": 1, "d": 1, "nested": {"e": 1}}
+
+    assert labels_of(tmp_path, one, other, {**one, "z": 1}) == [
+        "dqn (b=0, z=0, c=0, and 2 more)",
+        "dqn (b=0, z=1, c=0, and 2 more)",
+        "dqn (b=1, z=0, c=1, and 2 more)",
     ]
+
+
+def test_what_tells_most_groups_apart_is_named_before_a_preset_and_that_before_the_rest(tmp_path: Path) -> None:
+    fast = {"batch": 256, "hidden_units": [256, 256], "noise": 0.1, "preset": "fast"}
+    paper = {"batch": 64, "hidden_units": [400, 300], "noise": 0.2, "preset": "paper"}
+
+    assert labels_of(tmp_path, fast, paper, {**fast, "noise": 0.3}) == [
+        "dqn (noise=0.1, preset=fast, batch=256, and 1 more)",
+        "dqn (noise=0.2, preset=paper, batch=64, and 1 more)",
+        "dqn (noise=0.3, preset=fast, batch=256, and 1 more)",
+    ]
+
+
+def test_a_label_names_as_many_settings_as_it_takes(tmp_path: Path) -> None:
+    one = dict.fromkeys("bcdef", 0)
+
+    found = labels_of(tmp_path, one, *({**one, name: 1} for name in one))
+
+    assert "dqn (b=0, c=0, d=0, e=0, f=1)" in found
+    assert len(set(found)) == 6
+    assert not any("#" in label for label in found)
+
+
+def test_groups_that_only_a_missing_setting_tells_apart_are_numbered(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, {"a": None}, {}) == ["dqn", "dqn #2"]
 
 
 def test_the_same_seed_twice_is_no_second_sample(tmp_path: Path) -> None:
