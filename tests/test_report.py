@@ -451,6 +451,43 @@ def test_equal_runs_give_an_equal_report(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "short": {"batch": 256},
+    "medium": {"learning_rate": 0.00025},  # too long for two beside each other below one of two panels
+    "long": {"actor_hidden_units": [256, 256], "actor_learning_rate": 0.0001, "critic_hidden_units": [400, 300]},
+    "one word": {"network": "some_package_of_mine.some_module_of_it:" + "SomeLongNameOfAClass" * 4},
+}
+
+
+@pytest.mark.parametrize("environments", [1, 2])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_legends_of_any_length_leave_the_axes_their_room_and_run_into_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, environments: int
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    for env in ("Pendulum-v1", "HalfCheetah-v5")[:environments]:
+        for i, config in enumerate(({}, SETTINGS[setting], {**SETTINGS[setting], "d": 1, "e": 2})):
+            write_run(tmp_path / "runs" / f"{env}-{i}", env=env, rules=None, config=config, rows=20)
+
+    run_command(monkeypatch, tmp_path / "runs", "--output", tmp_path / "out")
+
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    axes = [panel.get_window_extent() for panel in figure.axes]
+    legends = [legend.get_window_extent() for legend in (panel.get_legend() for panel in figure.axes) if legend]
+    assert len(axes) == len(legends) == environments
+    for own, legend in zip(axes, legends, strict=True):
+        assert own.width > 0.8 * figure.bbox.width / environments
+        assert own.height > 0.5 * figure.bbox.height
+        assert legend.y1 < own.y0
+        assert legend.x1 < figure.bbox.x1
+        assert legend.y0 > figure.bbox.y0
+        assert not any(legend.overlaps(other) for other in axes + legends if other is not legend)
+
+
 def panel_with(low: float, high: float, game: str) -> Any:
     from matplotlib.figure import Figure
 
