@@ -451,6 +451,32 @@ def test_equal_runs_give_an_equal_report(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def figure_of(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> Any:
+    """What the command draws of the runs in a folder."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    run_command(monkeypatch, folder, "--output", folder.parent / "out", *arguments)
+    (figure,) = drawn
+    return figure
+
+
+def test_frames_are_what_only_atari_games_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "runs" / "pendulum", env="Pendulum-v1", rules=None, frames=30_000_000)
+    write_run(tmp_path / "runs" / "pong", frames=30_000_000)
+
+    for arguments, words in (
+        ((), ["million agent steps", "million frames"]),
+        (("--x", "frames"), ["million frames", "million frames"]),
+        (("--x", "steps"), ["million agent steps", "million agent steps"]),
+    ):
+        figure = figure_of(monkeypatch, tmp_path / "runs", *arguments)
+        assert [panel.get_title(loc="left")[:4] for panel in figure.axes] == ["Pend", "Pong"]
+        assert [panel.get_xlabel() for panel in figure.axes] == words
+    assert figure.axes[0].get_xlim()[1] == pytest.approx(7.5, rel=0.01)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "short": {"batch": 256},
     "medium": {"learning_rate": 0.00025},  # too long for two beside each other below one of two panels
@@ -464,17 +490,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_legends_of_any_length_leave_the_axes_their_room_and_run_into_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, environments: int
 ) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
     for env in ("Pendulum-v1", "HalfCheetah-v5")[:environments]:
         for i, config in enumerate(({}, SETTINGS[setting], {**SETTINGS[setting], "d": 1, "e": 2})):
             write_run(tmp_path / "runs" / f"{env}-{i}", env=env, rules=None, config=config, rows=20)
 
-    run_command(monkeypatch, tmp_path / "runs", "--output", tmp_path / "out")
-
-    (figure,) = drawn
+    figure = figure_of(monkeypatch, tmp_path / "runs")
     figure.draw_without_rendering()
     axes = [panel.get_window_extent() for panel in figure.axes]
     legends = [legend.get_window_extent() for legend in (panel.get_legend() for panel in figure.axes) if legend]

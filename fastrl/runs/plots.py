@@ -40,7 +40,8 @@ _X_WORDS: dict[str, list[tuple[float, str]]] = {
     "wall_s": [(7200, "wall-clock hours"), (120, "wall-clock minutes"), (0, "wall-clock seconds")],
 }
 _X_SCALE = {"million": 1e6, "thousand": 1e3, "hours": 3600.0, "minutes": 60.0}
-X_AXES = tuple(_X_WORDS)
+AUTO = "auto"  # frames of Atari games, agent steps of other envs, which have no frames
+X_AXES = (AUTO, *_X_WORDS)
 
 
 def draw_learning_curves(
@@ -59,7 +60,7 @@ def draw_learning_curves(
         groups: what to draw; every one has at least one value of ``metric``.
         path: the file.
         metric: a column of metrics.csv.
-        x: "frames", "steps" or "wall_s".
+        x: "frames", "steps" or "wall_s"; "auto": frames of Atari games, agent steps of other envs.
         statistic: what the thick line shows of the seeds.
         statistic_name: how the legend calls it.
         convention: which published scores the reference lines show, see :mod:`fastrl.runs.scores`.
@@ -111,6 +112,9 @@ def _caption(groups: Sequence[Group], statistic_name: str) -> str:
 
 
 def _draw_panel(panel: Axes, groups: list[Group], metric: str, x: str, statistic: Statistic, convention: str) -> None:
+    game = groups[0].runs[0].game
+    if x == AUTO:
+        x = "steps" if game is None else "frames"
     seeds = [[(run.metrics[x], run.metrics[metric]) for run in group.runs if metric in run.metrics] for group in groups]
     curves = [curve_over_seeds(of_group, statistic) for of_group in seeds]
     largest = max(curve.x[-1] for curve in curves)
@@ -132,7 +136,7 @@ def _draw_panel(panel: Axes, groups: list[Group], metric: str, x: str, statistic
     panel.set_xlim(left=0, right=largest / unit * 1.005)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     if metric.startswith("return"):
-        _draw_references(panel, groups[0].runs[0].game, convention)
+        _draw_references(panel, game, convention)
 
 
 def _draw_legend(panel: Axes, panel_inches: float) -> int:
