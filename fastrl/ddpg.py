@@ -351,7 +351,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
     """The envs, and the replay that they are recorded in."""
     if is_atari(config.env):
         raise ValueError(f"env: {config.env} is an Atari game, whose actions are buttons; fastrl dqn and a3c train it")
-    envs = RecordedGymnasium(
+    return RecordedGymnasium(
         config.env,
         config.num_envs,
         config.replay_capacity,
@@ -359,13 +359,21 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
         seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,
+        refusal=refusal,
     )
-    if not isinstance(envs.action_space, spaces.Box):
-        envs.close()
-        raise ValueError(
-            f"env: {config.env} has actions {envs.action_space}; DDPG needs a Box of numbers, DQN has those"
-        )
-    return envs
+
+
+def refusal(actions: spaces.Space[Any]) -> str | None:
+    """What DDPG says of actions that it cannot learn; None if it can."""
+    if isinstance(actions, spaces.Box) and actions.is_bounded() and np.prod(actions.shape):
+        return None
+    needed = "DDPG needs a Box of one or more numbers, each with bounds"
+    if isinstance(actions, spaces.Discrete):
+        return f"{needed}; fastrl dqn, a3c and async_q choose among a number of actions"
+    return (
+        f"{needed}, which gymnasium.wrappers.TransformAction can give the env (register the wrapped env under an id of "
+        f"its own)"
+    )
 
 
 def make_noise(config: Config, dimensions: int) -> Noise:

@@ -44,7 +44,7 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
-from fastrl.runs.opening import envs_seed, opened, refill
+from fastrl.runs.opening import envs_seed, opened, refill, refusal_of_choices
 from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
@@ -377,11 +377,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
             threads=config.threads,
             **shared,
         )
-    envs = RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, **shared)
-    if not envs.num_actions:
-        envs.close()
-        raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
-    return envs
+    return RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, refusal=refusal_of_choices, **shared)
 
 
 def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProcesses:

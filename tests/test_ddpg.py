@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import golden_updates
 import numpy as np
 import pytest
-import small_envs  # noqa: F401  (its envs are named here)
+import small_envs
 import tiny_training
 import torch
 import torch.nn.functional as F
@@ -645,14 +645,19 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ("CartPole-v1", r"CartPole-v1 has actions Discrete\(2\); DDPG needs a Box"),
+        ("CartPole-v1", r"CartPole-v1 has actions Discrete\(2\); DDPG needs a Box of .*; fastrl dqn, a3c"),
         ("PongNoFrameskip-v4", "PongNoFrameskip-v4 is an Atari game, whose actions are buttons"),
         ("Pendulun-v1", "'Pendulun-v1' is neither an Atari game nor an env of Gymnasium"),
-        ("test/Unbounded-v0", "numbers from 0 on or a Box with bounds are needed"),
-        ("test/Pixels-v0", "are to have vectors of numbers"),
+        ("test/Unbounded-v0", r"actions Box\(-inf.*; DDPG needs a Box of .* with bounds, which .*TransformAction"),
+        ("test/Motionless-v0", r"actions Box\(.*\(0,\).*; DDPG needs a Box of one or more numbers.*TransformAction"),
+        (
+            "test/Switches-v0",
+            r"actions MultiDiscrete\(\[2 3\]\); DDPG needs a Box of .*, which .*TransformAction",
+        ),
+        *((f"test/{name}-v0", "a vector of one or more numbers.*FlattenObs") for name in small_envs.NO_VECTORS),
     ],
 )
-def test_envs_without_bounded_numbers_as_actions_are_refused(tmp_path: Path, env: str, message: str) -> None:
+def test_envs_that_cannot_be_learned_are_refused_with_a_remedy(tmp_path: Path, env: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, "refused", env=env)
     assert not list(tmp_path.iterdir())
