@@ -66,6 +66,7 @@ class Config(RunOptions):
     preset: str = "fast"  # where the values come from that are not given
     env: str = "HalfCheetah-v5"  # an id of Gymnasium with a Box of actions
     steps: int = 1_000_000  # of all envs together
+    precision: Literal["fp32"] = "fp32"  # bf16 gains nothing with networks this small
     num_envs: int = 1  # side by side
     replay_capacity: int = 1_000_000  # transitions (paper)
     batch: int = 256  # transitions an update (Fujimoto et al.)
