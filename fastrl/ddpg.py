@@ -279,9 +279,10 @@ class Learner:
         looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
         self._look_count = 0
         values, target, raised = looks.swapaxes(0, 1)
+        actor_loss = -raised[: 0 if self.config.critic_only else None].mean(1)  # an actor that stays has none
         row = {
             **spread("critic_loss", np.square(values - target).mean(1)),
-            **spread("actor_loss", -raised.mean(1)),
+            **spread("actor_loss", actor_loss),
             **spread("q", values),
         }
         if self.updates:
@@ -458,6 +459,11 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     with Session("ddpg", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
         # An actor that is to stay as it is has no gradient, which is no failure.
         traps = Traps(learner.critic.network if config.critic_only else learner.networks, session.note)
+        if config.critic_only and config.evaluate_every_steps:
+            session.note(
+                "critic_only: every evaluation is of the actor as it began, and the best of them is so by chance; "
+                "--evaluate-every-steps 0 leaves them out"
+            )
         if resumed:
             learner.load(resumed.checkpoint.tensors, session.updates)
             seeds.restore_generator(exploration, resumed.state["exploration"])

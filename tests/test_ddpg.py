@@ -454,7 +454,22 @@ def test_a_critic_learns_on_its_own_and_the_actor_stays(
         assert torch.equal(saved[f"actor.{name}"], parameter)
     losses = rows["critic_loss_mean"]
     assert np.nanmean(losses[-3:]) < 0.2 * losses[1]  # the first row is of the warm-up
-    assert "TRAP" not in capsys.readouterr().out  # an actor that is to stay is no failure
+    for name in ("mean", "std", "min", "max"):
+        assert np.isnan(rows[f"actor_loss_{name}"]).all()  # as in the warm-up: nothing was measured
+    told = capsys.readouterr().out
+    assert "TRAP" not in told  # an actor that is to stay is no failure
+    assert "critic_only" not in told  # nothing is evaluated here
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_evaluations_of_an_actor_that_stays_are_said_to_mean_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], alone: bool
+) -> None:
+    run(tmp_path, "run", steps=120, critic_only=alone, evaluate_every_steps=1_000, evaluation_episodes=1)
+
+    told = capsys.readouterr().out
+    assert told.count("critic_only: every evaluation is of the actor as it began") == alone
+    assert "evaluation at 120 steps" in told
 
 
 def test_looking_at_a_critic_that_learns_alone_leaves_a_normalised_actor_as_it_is(tmp_path: Path) -> None:
