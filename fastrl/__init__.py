@@ -13,6 +13,7 @@ Importing fastrl imports no torch and no mujoco; trainers, ``load`` and pools do
 
 from typing import TYPE_CHECKING, Any
 
+import fastrl._starting  # noqa: F401  (before what takes long)
 from fastrl.engine.atari_pool import AtariPool
 from fastrl.engine.batches import Batch
 from fastrl.engine.games import playable_games as games

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrl import _command, _starting
 from fastrl.runs.stop import StopSignals
 
 ROOT = Path(__file__).parents[1]
@@ -167,3 +168,99 @@ def test_a_forked_child_ends_as_it_would_have_without() -> None:
     )
 
     assert result.stdout.split() == ["15", "False"], result.stderr
+
+
+# ---- before a command has begun
+
+
+def importing(tmp_path: Path, slow: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process in which the package ``slow`` is being imported."""
+    (tmp_path / f"{slow}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    child = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "importing\n"
+    return child
+
+
+@pytest.mark.parametrize("slow", ["gymnasium", "torch"])
+@pytest.mark.parametrize("command", [["fastrl.ddpg", "--env", "Pendulum-v1"], ["fastrl", "dqn"]])
+def test_ctrl_c_while_a_command_imports_ends_it_quietly(tmp_path: Path, slow: str, command: list[str]) -> None:
+    child = importing(tmp_path, slow, "-m", *command)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=HANGS_S)
+
+    assert (child.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.parametrize("how", ["-c", "-m"])
+def test_a_program_that_imports_fastrl_keeps_its_keyboard_interrupts(tmp_path: Path, how: str) -> None:
+    code = "try:\n    import fastrl\nexcept KeyboardInterrupt:\n    print('mine', flush=True)\n"
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "__init__.py").write_text(code)
+    (tmp_path / "program" / "__main__.py").write_text("")
+    child = importing(tmp_path, "gymnasium", how, code if how == "-c" else "program")
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=HANGS_S)
+
+    assert (child.returncode, out, err) == (0, "mine\n", "")
+
+
+def test_where_sigint_is_ignored_it_stays_so_while_a_command_imports(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import signal\nprint(signal.getsignal(signal.SIGINT), flush=True)\n")
+    said = subprocess.run(
+        [sys.executable, "-m", "fastrl.ddpg"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ).stdout
+
+    assert said.splitlines()[0] in ("1", "Handlers.SIG_IGN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "original", "expected"),
+    [
+        (["-m"], ["python", "-u", "-m", "fastrl.ddpg", "--env", "x"], True),
+        (["-m"], ["python", "-m", "fastrl", "ddpg"], True),
+        (["/env/bin/fastrl", "dqn"], ["/env/bin/python", "/env/bin/fastrl", "dqn"], True),
+        (["-m"], ["python", "-m", "fastrl.runs.workers"], False),
+        (["-m"], ["python", "-m", "mine.fastrl"], False),
+        (["-m"], ["python", "-m", "pytest", "-m", "fastrl"], False),
+        (["mine.py", "-m", "fastrl"], ["python", "mine.py", "-m", "fastrl"], False),
+        (["/mine/fastrl"], ["/env/bin/python", "/mine/fastrl"], False),
+        (["-c"], ["python", "-c", "import fastrl", "-m", "fastrl"], False),
+        (["-m"], ["python", "-m"], False),
+        ([""], ["python"], False),
+        ([], ["host"], False),
+    ],
+)
+def test_a_command_is_known_by_how_python_was_started(
+    arguments: list[str], original: list[str], expected: bool
+) -> None:
+    assert _starting.is_command(arguments, original, "/env/bin/python") is expected
+
+
+def test_a_command_that_runs_is_interrupted_as_any_program_and_ends_quietly() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def pressed() -> None:
+        seen.append(signal.getsignal(signal.SIGINT))
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(signal.SIGINT, _starting.leave)
+        with pytest.raises(SystemExit) as ended:
+            _command.run(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert ended.value.code == 130
+    assert seen == [signal.default_int_handler]
