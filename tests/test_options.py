@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fastrl import a3c, async_q, ddpg, dqn
+from fastrl.__main__ import commands, named_command
 from fastrl.runs import command_line
 
 LAYERS = [
@@ -45,6 +46,18 @@ def test_help_says_which_preset_is_taken_where_none_is_named(
     trainer: command_line.Trainer, default: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"--preset PRESET {', '.join(trainer.presets)} (default: {default})" in help_of(trainer, capsys)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_found_by_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fastrl", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        named_command()
+
+    assert ended.value.code in (None, 0)
+    assert f"usage: fastrl {name}" in capsys.readouterr().out
 
 
 def test_help_offers_no_precision_that_is_always_refused(capsys: pytest.CaptureFixture[str]) -> None:
