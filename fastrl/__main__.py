@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import runpy
+import importlib
 import sys
 from pathlib import Path
 
@@ -38,7 +38,8 @@ def named_command() -> None:
     if name not in known:
         sys.exit(f"fastrl: '{name}' is not a command{nearest(name, list(known))}; known: {', '.join(known)}")
     sys.argv = [f"fastrl {name}", *sys.argv[2:]]
-    runpy.run_module(f"fastrl.{name}", run_name="__main__", alter_sys=False)
+    # Imported, not run as __main__: types are looked up, and worker processes started, by the names of their modules.
+    importlib.import_module(f"fastrl.{name}").main()
 
 
 if __name__ == "__main__":

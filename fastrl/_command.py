@@ -8,17 +8,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+_ENDED_BY_SIGINT = 130  # what a shell reports of a program that Ctrl-C ended
 _ENDED_BY_SIGPIPE = 141  # what a shell reports of a program that wrote to nobody
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; where whoever reads its output has gone, as in ``fastrl protocols | head -1``, end quietly."""
+    """Run a command; end quietly on Ctrl-C, and where nobody reads its output, as in ``fastrl protocols | head -1``."""
     try:
         try:
             main()
         except SystemExit:
             _flush()  # here, where a failure can be caught: the interpreter's own flush would complain
             raise
+        except KeyboardInterrupt:
+            _flush()
+            sys.exit(_ENDED_BY_SIGINT)
         _flush()
     except BrokenPipeError:
         if not _nobody_reads():  # another pipe broke, and that is news

@@ -49,7 +49,14 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.opening import envs_seed, opened, refill
-from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
+from fastrl.runs.options import (
+    RunOptions,
+    require_layers,
+    require_number,
+    require_room_for_a_batch,
+    require_whole,
+    resolved,
+)
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 from fastrl.runs.trial import small_replay
@@ -66,6 +73,7 @@ class Config(RunOptions):
     preset: str = "fast"  # where the values come from that are not given
     env: str = "HalfCheetah-v5"  # an id of Gymnasium with a Box of actions
     steps: int = 1_000_000  # of all envs together
+    precision: Literal["fp32"] = "fp32"  # bf16 gains nothing with networks this small
     num_envs: int = 1  # side by side
     replay_capacity: int = 1_000_000  # transitions (paper)
     batch: int = 256  # transitions an update (Fujimoto et al.)
@@ -97,6 +105,7 @@ class Config(RunOptions):
             ("update_every_steps", 1), ("critic_action_layer", 0),
         ):  # fmt: skip
             require_whole(self, name, least)
+        require_room_for_a_batch(self)
         for name, most in (
             ("discount", 1), ("tau", 1), ("final_uniform", 1e3), ("actor_learning_rate", 1e3),
             ("critic_learning_rate", 1e3), ("critic_weight_decay", 1e3), ("noise_sigma", 1e3), ("noise_theta", 1),
@@ -278,9 +287,10 @@ class Learner:
         looks = self._looked().double().cpu().numpy().reshape(-1, 3, self.config.batch)
         self._look_count = 0
         values, target, raised = looks.swapaxes(0, 1)
+        actor_loss = -raised[: 0 if self.config.critic_only else None].mean(1)  # an actor that stays has none
         row = {
             **spread("critic_loss", np.square(values - target).mean(1)),
-            **spread("actor_loss", -raised.mean(1)),
+            **spread("actor_loss", actor_loss),
             **spread("q", values),
         }
         if self.updates:
@@ -351,7 +361,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
     """The envs, and the replay that they are recorded in."""
     if is_atari(config.env):
         raise ValueError(f"env: {config.env} is an Atari game, whose actions are buttons; fastrl dqn and a3c train it")
-    envs = RecordedGymnasium(
+    return RecordedGymnasium(
         config.env,
         config.num_envs,
         config.replay_capacity,
@@ -359,13 +369,21 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedGymnasium:
         seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),
         resume_replay=resumed.replay_save if resumed else None,
+        refusal=refusal,
     )
-    if not isinstance(envs.action_space, spaces.Box):
-        envs.close()
-        raise ValueError(
-            f"env: {config.env} has actions {envs.action_space}; DDPG needs a Box of numbers, DQN has those"
-        )
-    return envs
+
+
+def refusal(actions: spaces.Space[Any]) -> str | None:
+    """What DDPG says of actions that it cannot learn; None if it can."""
+    if isinstance(actions, spaces.Box) and actions.is_bounded() and np.prod(actions.shape):
+        return None
+    needed = "DDPG needs a Box of one or more numbers, each with bounds"
+    if isinstance(actions, spaces.Discrete):
+        return f"{needed}; fastrl dqn, a3c and async_q choose among a number of actions"
+    return (
+        f"{needed}, which gymnasium.wrappers.TransformAction can give the env (register the wrapped env under an id of "
+        f"its own)"
+    )
 
 
 def make_noise(config: Config, dimensions: int) -> Noise:
@@ -449,6 +467,11 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     with Session("ddpg", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
         # An actor that is to stay as it is has no gradient, which is no failure.
         traps = Traps(learner.critic.network if config.critic_only else learner.networks, session.note)
+        if config.critic_only and config.evaluate_every_steps:
+            session.note(
+                "critic_only: every evaluation is of the actor as it began, and the best of them is so by chance; "
+                "--evaluate-every-steps 0 leaves them out"
+            )
         if resumed:
             learner.load(resumed.checkpoint.tensors, session.updates)
             seeds.restore_generator(exploration, resumed.state["exploration"])

@@ -44,8 +44,15 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
 from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
-from fastrl.runs.opening import envs_seed, opened, refill
-from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
+from fastrl.runs.opening import envs_seed, opened, refill, refusal_of_choices
+from fastrl.runs.options import (
+    RunOptions,
+    require_layers,
+    require_number,
+    require_room_for_a_batch,
+    require_whole,
+    resolved,
+)
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import Traps
 from fastrl.runs.trial import small_replay
@@ -99,6 +106,7 @@ class Config(RunOptions):
             require_whole(self, name, least)
         if self.replay_capacity != "auto":
             require_whole(self, "replay_capacity", 1)
+            require_room_for_a_batch(self)
         for name, most in (
             ("discount", 1), ("priority_alpha", 1), ("priority_beta", 1), ("learning_rate", 1e3),
             ("optimiser_epsilon", 1e3), ("rmsprop_decay", 1), ("max_gradient_norm", math.inf),
@@ -377,11 +385,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
             threads=config.threads,
             **shared,
         )
-    envs = RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, **shared)
-    if not envs.num_actions:
-        envs.close()
-        raise ValueError(f"env: {config.env} has actions {envs.action_space}; DQN chooses among a number of actions")
-    return envs
+    return RecordedGymnasium(config.env, config.num_envs, config.replay_capacity, refusal=refusal_of_choices, **shared)
 
 
 def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProcesses:

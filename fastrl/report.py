@@ -13,7 +13,7 @@ from fastrl._command import run
 from fastrl.engine.games import nearest
 from fastrl.runs import scores
 from fastrl.runs.groups import Group, find_runs, grouped
-from fastrl.runs.plots import X_AXES, draw_learning_curves
+from fastrl.runs.plots import AUTO, X_AXES, draw_learning_curves
 from fastrl.runs.score_table import Row, across_games, as_csv, as_markdown, summarise
 from fastrl.runs.statistics import Statistic, iqm
 
@@ -101,7 +101,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or a folder of such ones")
     parser.add_argument("--output", type=Path, default=Path("report"), help="where report.png, .md and .csv go")
     parser.add_argument("--metric", default="return_mean_100", help="the column of metrics.csv to draw")
-    parser.add_argument("--x", choices=X_AXES, default="frames", help="what to draw it over")
+    parser.add_argument(
+        "--x",
+        choices=X_AXES,
+        default=AUTO,
+        help="what to draw it over; auto: frames of Atari games, agent steps of other envs",
+    )
     parser.add_argument(
         "--statistic", choices=list(_STATISTICS), default="iqm", help="what the thick line shows of seeds"
     )

@@ -62,12 +62,36 @@ class Matrix(Counting):
         super().__init__(actions=spaces.Box(-2, 3, (2, 2), np.float32))
 
 
-class Pixels(Counting):
-    """Observations that are no vector."""
+class Motionless(Counting):
+    """Actions that are no number at all."""
 
     def __init__(self) -> None:
+        super().__init__(actions=spaces.Box(-1, 1, (0,), np.float32))
+
+
+class Switches(Counting):
+    """Several choices at once."""
+
+    def __init__(self) -> None:
+        super().__init__(actions=spaces.MultiDiscrete([2, 3]))
+
+
+class Shown(Counting):
+    """Observations of any space, which nobody ever sees."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
-        self.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.observation_space = space  # type: ignore[assignment]
+
+
+# Observations that are no vector of numbers.
+NO_VECTORS: dict[str, spaces.Space[Any]] = {
+    "Pixels": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+    "Table": spaces.Box(-1, 1, (3, 4), np.float32),
+    "Named": spaces.Dict(speed=spaces.Box(-1, 1, (3,), np.float32)),
+    "Room": spaces.Discrete(5),
+    "Dark": spaces.Box(-1, 1, (0,), np.float32),
+}
 
 
 class Uneven(gymnasium.Env[Any, Any]):
@@ -100,9 +124,11 @@ class Uneven(gymnasium.Env[Any, Any]):
 
 
 UNEVEN = "test/Uneven-v0"
-for _name in ("Counting", "Unbounded", "Matrix", "Pixels"):
+for _name in ("Counting", "Unbounded", "Matrix", "Motionless", "Switches"):
     # The checker would look at every number before us, and warn.
     gymnasium.register(f"test/{_name}-v0", globals()[_name], disable_env_checker=True)
+for _name, _space in NO_VECTORS.items():
+    gymnasium.register(f"test/{_name}-v0", Shown, kwargs={"space": _space}, disable_env_checker=True)
 for _what in ("reward", "observation", "overflow"):
     gymnasium.register(
         f"test/Spoilt-{_what}-v0", Counting, kwargs={"spoilt_at": 3, "what": _what}, disable_env_checker=True

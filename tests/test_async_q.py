@@ -11,6 +11,7 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
+import small_envs  # noqa: F401  (its envs are named here)
 import tiny_training
 import torch
 from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
@@ -18,6 +19,7 @@ from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
 from fastrl import async_q
 from fastrl.learn.hogwild import FlatNetwork, SharedParameters
 from fastrl.learn.networks import build, named_factory
+from fastrl.runs import asynchronous
 from fastrl.runs.session import Session
 
 TINY: dict[str, Any] = {
@@ -276,6 +278,22 @@ def test_presets_are_whole_configurations(name: str) -> None:
 def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         preset("paper", **change)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("Pendulum-v1", r"env: Pendulum-v1 has actions Box\(.* to choose from .* is needed; fastrl ddpg takes a Box"),
+        ("test/Switches-v0", r"has actions MultiDiscrete\(\[2 3\]\); .* is needed; .*TransformAction"),
+        (
+            "test/Named-v0",
+            r"has observations Dict\(.*; a vector of one or more numbers is needed, .*FlattenObservation",
+        ),
+    ],
+)
+def test_envs_that_cannot_be_learned_are_refused_with_a_remedy(env: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        asynchronous.make_envs(async_q.Config(env=env), 1, "x", None)
 
 
 # ---- whole runs

@@ -111,6 +111,21 @@ def test_a_policy_gradient_shows_its_entropy_and_its_losses_name() -> None:
     assert re.search(r"policy loss +1\.5", text)
 
 
+def test_a_trainer_without_an_epsilon_shows_none() -> None:
+    row = {name: value for name, value in ROW.items() if name not in ("epsilon", "loss")} | {"critic_loss_mean": 0.5}
+    text = drawn(row, SHARES, 100)
+    file = io.StringIO()
+    with Console("ddpg", 10_000_000, file=file) as console:
+        console.show(row, SHARES)
+
+    for shown in (text, file.getvalue()):
+        assert "epsilon" not in shown
+        assert re.search(r"critic loss mean +0\.5", shown)
+        assert "None" not in shown
+    assert re.search(r"return .* frames/s .* critic loss mean", text)  # no hole where it would stand
+    assert re.search(r"memory +8\.1 GB", text)
+
+
 # ---- plain lines
 
 

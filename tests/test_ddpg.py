@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import golden_updates
 import numpy as np
 import pytest
-import small_envs  # noqa: F401  (its envs are named here)
+import small_envs
 import tiny_training
 import torch
 import torch.nn.functional as F
@@ -454,7 +454,22 @@ def test_a_critic_learns_on_its_own_and_the_actor_stays(
         assert torch.equal(saved[f"actor.{name}"], parameter)
     losses = rows["critic_loss_mean"]
     assert np.nanmean(losses[-3:]) < 0.2 * losses[1]  # the first row is of the warm-up
-    assert "TRAP" not in capsys.readouterr().out  # an actor that is to stay is no failure
+    for name in ("mean", "std", "min", "max"):
+        assert np.isnan(rows[f"actor_loss_{name}"]).all()  # as in the warm-up: nothing was measured
+    told = capsys.readouterr().out
+    assert "TRAP" not in told  # an actor that is to stay is no failure
+    assert "critic_only" not in told  # nothing is evaluated here
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_evaluations_of_an_actor_that_stays_are_said_to_mean_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], alone: bool
+) -> None:
+    run(tmp_path, "run", steps=120, critic_only=alone, evaluate_every_steps=1_000, evaluation_episodes=1)
+
+    told = capsys.readouterr().out
+    assert told.count("critic_only: every evaluation is of the actor as it began") == alone
+    assert "evaluation at 120 steps" in told
 
 
 def test_looking_at_a_critic_that_learns_alone_leaves_a_normalised_actor_as_it_is(tmp_path: Path) -> None:
@@ -645,14 +660,19 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ("CartPole-v1", r"CartPole-v1 has actions Discrete\(2\); DDPG needs a Box"),
+        ("CartPole-v1", r"CartPole-v1 has actions Discrete\(2\); DDPG needs a Box of .*; fastrl dqn, a3c"),
         ("PongNoFrameskip-v4", "PongNoFrameskip-v4 is an Atari game, whose actions are buttons"),
         ("Pendulun-v1", "'Pendulun-v1' is neither an Atari game nor an env of Gymnasium"),
-        ("test/Unbounded-v0", "numbers from 0 on or a Box with bounds are needed"),
-        ("test/Pixels-v0", "are to have vectors of numbers"),
+        ("test/Unbounded-v0", r"actions Box\(-inf.*; DDPG needs a Box of .* with bounds, which .*TransformAction"),
+        ("test/Motionless-v0", r"actions Box\(.*\(0,\).*; DDPG needs a Box of one or more numbers.*TransformAction"),
+        (
+            "test/Switches-v0",
+            r"actions MultiDiscrete\(\[2 3\]\); DDPG needs a Box of .*, which .*TransformAction",
+        ),
+        *((f"test/{name}-v0", "a vector of one or more numbers.*FlattenObs") for name in small_envs.NO_VECTORS),
     ],
 )
-def test_envs_without_bounded_numbers_as_actions_are_refused(tmp_path: Path, env: str, message: str) -> None:
+def test_envs_that_cannot_be_learned_are_refused_with_a_remedy(tmp_path: Path, env: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, "refused", env=env)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from fastrl import a3c, async_q, ddpg, dqn
+from fastrl.__main__ import commands, named_command
+from fastrl.runs import command_line
 
 LAYERS = [
     (dqn.Config, "hidden_units"),
@@ -22,6 +24,47 @@ LAYERS = [
 def test_hidden_layers_have_whole_numbers_of_units(config: Any, name: str, units: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}: .* are not whole numbers from 1 on, one for each layer"):
         config(**{name: units})
+
+
+def help_of(trainer: command_line.Trainer, capsys: pytest.CaptureFixture[str]) -> str:
+    """All in one line, without the frame."""
+    with pytest.raises(SystemExit):
+        command_line.parse(trainer, ["--help"])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "default"),
+    [
+        (dqn.TRAINER, "nature for Atari games, classic for other envs"),
+        (a3c.TRAINER, "paper for Atari games, classic for other envs"),
+        (async_q.TRAINER, "paper for Atari games, classic for other envs"),
+        (ddpg.TRAINER, "fast"),
+    ],
+)
+def test_help_says_which_preset_is_taken_where_none_is_named(
+    trainer: command_line.Trainer, default: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"--preset PRESET {', '.join(trainer.presets)} (default: {default})" in help_of(trainer, capsys)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_found_by_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fastrl", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        named_command()
+
+    assert ended.value.code in (None, 0)
+    assert f"usage: fastrl {name}" in capsys.readouterr().out
+
+
+def test_help_offers_no_precision_that_is_always_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--precision {fp32,bf16}" in help_of(dqn.TRAINER, capsys)
+    assert "--precision {fp32} bf16 gains nothing" in help_of(ddpg.TRAINER, capsys)
+    with pytest.raises(SystemExit):
+        command_line.parse(ddpg.TRAINER, ["--precision", "bf16"])
 
 
 @pytest.mark.parametrize(("config", "name"), LAYERS)

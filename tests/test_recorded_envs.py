@@ -10,6 +10,7 @@ import pytest
 import small_envs
 from gymnasium import spaces
 
+from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.recorded_envs import RecordedGymnasium, action_scaling, make_gymnasium
 
 GAMMA = 0.9
@@ -109,13 +110,25 @@ def test_whole_numbers_are_rounded_to_the_nearest() -> None:
     ("env", "message"),
     [
         ("test/Unbounded-v0", r"env: test/Unbounded-v0 has actions Box\(-inf, inf.*TransformAction"),
-        ("test/Pixels-v0", "has observations Box.* are to have vectors of numbers"),
+        *((f"test/{name}-v0", "has observations .* a vector of .*FlattenObs") for name in small_envs.NO_VECTORS),
         ("Pendulun-v1", "'Pendulun-v1' is neither an Atari game nor an env of Gymnasium"),
     ],
 )
 def test_envs_that_cannot_be_learned_are_refused(env: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RecordedGymnasium(env, 1, 1_000)
+
+
+def test_actions_that_a_learner_refuses_are_refused_in_its_words_and_the_envs_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed, close = [], MujocoPool.close
+    monkeypatch.setattr(MujocoPool, "close", lambda pool: (close(pool), closed.append(pool)))
+
+    with pytest.raises(ValueError, match=r"env: HalfCheetah-v5 has actions Box\(.*\); none of these"):
+        RecordedGymnasium("HalfCheetah-v5", 1, 1_000, refusal=lambda actions: "none of these")
+
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize("what", ["reward", "observation", "overflow"])

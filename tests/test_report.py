@@ -99,18 +99,47 @@ def test_one_changed_rule_of_a_protocol_is_another_group(tmp_path: Path) -> None
     assert [g.label for g in groups] == ["dqn (rules=pong/nature/0.0)", "dqn (rules=pong/nature/0.25)"]
 
 
-def test_labels_tell_groups_apart_also_when_they_differ_in_much(tmp_path: Path) -> None:
-    for i in range(2):
-        write_run(tmp_path / f"{i}", config={"a": 0, "b": i, "c": i, "d": i, "z": 0} | {"nested": {"e": i}})
-    write_run(tmp_path / "2", config={"a": 0, "b": 0, "c": 0, "d": 0, "z": 1} | {"nested": {"e": 0}})
+def labels_of(folder: Path, *configs: dict[str, Any]) -> list[str]:
+    for i, config in enumerate(configs):
+        write_run(folder / f"{i}", config=config)
+    groups, _ = grouped(find_runs([folder]))
+    return [group.label for group in groups]
 
-    groups, _ = grouped(find_runs([tmp_path]))
 
-    assert [g.label for g in groups] == [
-        "dqn (b=0, c=0, d=0, and 2 more)",
-        "dqn (b=0, c=0, d=0, and 2 more) #2",
-        "dqn (b=1, c=1, d=1, and 2 more)",
+def test_a_label_names_first_what_tells_the_groups_apart(tmp_path: Path) -> None:
+    one = {"a": 0, "b": 0, "c": 0, "d": 0, "z": 0, "nested": {"e": 0}}
+    other = {**one, "b": 1, "c": 1, "d": 1, "nested": {"e": 1}}
+
+    assert labels_of(tmp_path, one, other, {**one, "z": 1}) == [
+        "dqn (b=0, z=0, c=0, and 2 more)",
+        "dqn (b=0, z=1, c=0, and 2 more)",
+        "dqn (b=1, z=0, c=1, and 2 more)",
     ]
+
+
+def test_what_tells_most_groups_apart_is_named_before_a_preset_and_that_before_the_rest(tmp_path: Path) -> None:
+    fast = {"batch": 256, "hidden_units": [256, 256], "noise": 0.1, "preset": "fast"}
+    paper = {"batch": 64, "hidden_units": [400, 300], "noise": 0.2, "preset": "paper"}
+
+    assert labels_of(tmp_path, fast, paper, {**fast, "noise": 0.3}) == [
+        "dqn (noise=0.1, preset=fast, batch=256, and 1 more)",
+        "dqn (noise=0.2, preset=paper, batch=64, and 1 more)",
+        "dqn (noise=0.3, preset=fast, batch=256, and 1 more)",
+    ]
+
+
+def test_a_label_names_as_many_settings_as_it_takes(tmp_path: Path) -> None:
+    one = dict.fromkeys("bcdef", 0)
+
+    found = labels_of(tmp_path, one, *({**one, name: 1} for name in one))
+
+    assert "dqn (b=0, c=0, d=0, e=0, f=1)" in found
+    assert len(set(found)) == 6
+    assert not any("#" in label for label in found)
+
+
+def test_groups_that_only_a_missing_setting_tells_apart_are_numbered(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, {"a": None}, {}) == ["dqn", "dqn #2"]
 
 
 def test_the_same_seed_twice_is_no_second_sample(tmp_path: Path) -> None:
@@ -420,6 +449,63 @@ def test_equal_runs_give_an_equal_report(tmp_path: Path, monkeypatch: pytest.Mon
 
     for name in ("report.csv", "report.md", "report.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def figure_of(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> Any:
+    """What the command draws of the runs in a folder."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    run_command(monkeypatch, folder, "--output", folder.parent / "out", *arguments)
+    (figure,) = drawn
+    return figure
+
+
+def test_frames_are_what_only_atari_games_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "runs" / "pendulum", env="Pendulum-v1", rules=None, frames=30_000_000)
+    write_run(tmp_path / "runs" / "pong", frames=30_000_000)
+
+    for arguments, words in (
+        ((), ["million agent steps", "million frames"]),
+        (("--x", "frames"), ["million frames", "million frames"]),
+        (("--x", "steps"), ["million agent steps", "million agent steps"]),
+    ):
+        figure = figure_of(monkeypatch, tmp_path / "runs", *arguments)
+        assert [panel.get_title(loc="left")[:4] for panel in figure.axes] == ["Pend", "Pong"]
+        assert [panel.get_xlabel() for panel in figure.axes] == words
+    assert figure.axes[0].get_xlim()[1] == pytest.approx(7.5, rel=0.01)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "short": {"batch": 256},
+    "medium": {"learning_rate": 0.00025},  # too long for two beside each other below one of two panels
+    "long": {"actor_hidden_units": [256, 256], "actor_learning_rate": 0.0001, "critic_hidden_units": [400, 300]},
+    "one word": {"network": "some_package_of_mine.some_module_of_it:" + "SomeLongNameOfAClass" * 4},
+}
+
+
+@pytest.mark.parametrize("environments", [1, 2])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_legends_of_any_length_leave_the_axes_their_room_and_run_into_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, environments: int
+) -> None:
+    for env in ("Pendulum-v1", "HalfCheetah-v5")[:environments]:
+        for i, config in enumerate(({}, SETTINGS[setting], {**SETTINGS[setting], "d": 1, "e": 2})):
+            write_run(tmp_path / "runs" / f"{env}-{i}", env=env, rules=None, config=config, rows=20)
+
+    figure = figure_of(monkeypatch, tmp_path / "runs")
+    figure.draw_without_rendering()
+    axes = [panel.get_window_extent() for panel in figure.axes]
+    legends = [legend.get_window_extent() for legend in (panel.get_legend() for panel in figure.axes) if legend]
+    assert len(axes) == len(legends) == environments
+    for own, legend in zip(axes, legends, strict=True):
+        assert own.width > 0.8 * figure.bbox.width / environments
+        assert own.height > 0.5 * figure.bbox.height
+        assert legend.y1 < own.y0
+        assert legend.x1 < figure.bbox.x1
+        assert legend.y0 > figure.bbox.y0
+        assert not any(legend.overlaps(other) for other in axes + legends if other is not legend)
 
 
 def panel_with(low: float, high: float, game: str) -> Any:

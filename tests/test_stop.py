@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrl import _command
 from fastrl.runs.stop import StopSignals
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ HANGS_S = 10.0
 
 TRAIN = """
 import sys, time
+from fastrl import _command
 from fastrl.runs.stop import StopSignals
 with StopSignals() as stop:
     print("training", flush=True)
@@ -167,3 +169,13 @@ def test_a_forked_child_ends_as_it_would_have_without() -> None:
     )
 
     assert result.stdout.split() == ["15", "False"], result.stderr
+
+
+def test_a_command_that_is_interrupted_ends_quietly() -> None:
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        _command.run(pressed)
+
+    assert ended.value.code == 130

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
-from fastrl.engine.recorded_envs import Game, ended_games, is_atari, make_gymnasium
+from fastrl.engine.recorded_envs import Game, ended_games, is_atari, make_gymnasium, require_vector
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class PlayedGymnasium:
     def __init__(self, env_id: str, num_envs: int, seed: int) -> None:
         self._envs, self._seed = make_gymnasium(env_id, num_envs), seed
         observation, self.action_space = self._envs.single_observation_space, self._envs.single_action_space
-        if not isinstance(observation, spaces.Box) or len(observation.shape) != 1:
-            raise ValueError(f"env: {env_id} has observations {observation}; a vector of numbers is needed here")
+        observation = require_vector(env_id, observation)
         self.num_envs = num_envs
         self.num_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else 0
         self.first_action = int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else 0

@@ -156,6 +156,16 @@ class RecordedGymnasium:
     Actions are numbers from 0 on, or, for a Box, in [-1, 1] for each dimension, whatever the Box's own bounds are.
     The MuJoCo tasks that fastrl has a pool for are stepped by that pool, and their states can be saved. Others are
     stepped one after the other and have none: a run that is resumed begins new episodes in them.
+
+    Args:
+        env_id, num_envs, threads, seed: as for the pool.
+        capacity, alpha, replay_seed: as for :class:`Replay`.
+        resume_replay: a saved replay to go on with.
+        refusal: what the learner says of a space of actions that it cannot take: what it needs, and a remedy; None of
+            one that it can.
+
+    Raises:
+        ValueError: there is no such env, or its observations or actions cannot be learned.
     """
 
     kind: Literal["atari", "gymnasium"] = "gymnasium"
@@ -173,9 +183,11 @@ class RecordedGymnasium:
         replay_seed: int = 0,
         alpha: float | None = None,
         resume_replay: Path | None = None,
+        refusal: Callable[[spaces.Space[Any]], str | None] = lambda actions: None,
     ) -> None:
         self.num_envs = num_envs
         self._env_id = env_id
+        self._refusal = refusal
         self._envs = make_vectors(env_id, num_envs, threads)
         try:
             self._prepare(capacity, replay_seed, alpha, resume_replay)
@@ -194,11 +206,10 @@ class RecordedGymnasium:
     ) -> None:
         env_id = self._env_id
         observation, action = self._envs.single_observation_space, self._envs.single_action_space
-        if not isinstance(observation, spaces.Box) or observation.dtype is None or len(observation.shape) != 1:
-            raise ValueError(
-                f"env: {env_id} has observations {observation}; Gymnasium envs are to have vectors of numbers here, "
-                f"and Atari games are named as ale-py does"
-            )
+        observation = require_vector(env_id, observation)
+        refusal = self._refusal(action)
+        if refusal is not None:
+            raise ValueError(f"env: {env_id} has actions {action}; {refusal}")
         self.action_space = action
         self.num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
         self.first_action = int(action.start) if isinstance(action, spaces.Discrete) else 0  # what 0 is to the env
@@ -302,6 +313,17 @@ class RecordedGymnasium:
 
 
 RecordedEnvs = RecordedAtari | RecordedGymnasium
+
+
+def require_vector(env_id: str, observation: spaces.Space[Any]) -> spaces.Box:
+    """Raise unless the observations of an env are vectors of numbers."""
+    if not isinstance(observation, spaces.Box) or len(observation.shape) != 1 or not observation.shape[0]:
+        raise ValueError(
+            f"env: {env_id} has observations {observation}; a vector of one or more numbers is needed, which "
+            f"gymnasium.wrappers.FlattenObservation makes of most others (register the wrapped env under an id of its "
+            f"own); Atari games are named as ale-py does"
+        )
+    return observation
 
 
 def action_scaling(space: spaces.Space[Any]) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:

@@ -33,7 +33,7 @@ from fastrl.runs import command_line, seeds
 from fastrl.runs.async_worker import ProcessWorker
 from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.norms import gradient_norms, histograms_of
-from fastrl.runs.opening import opened
+from fastrl.runs.opening import opened, refusal_of_choices
 from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session
@@ -183,8 +183,10 @@ def make_envs(config: Any, num_envs: int, stream: str, threads: int | None) -> P
         threads=threads,
         seed=seeds.whole(config.seed, f"envs {stream}"),
     )
-    if not envs.num_actions:
-        raise ValueError(f"env: {config.env} has actions {envs.action_space}; a number of actions is needed here")
+    refusal = refusal_of_choices(envs.action_space)
+    if refusal is not None:
+        envs.close()
+        raise ValueError(f"env: {config.env} has actions {envs.action_space}; {refusal}")
     return envs
 
 

@@ -78,8 +78,10 @@ def from_stored(config_class: type[Any], stored: dict[str, Any]) -> Any:
 def _own_flags(trainer: Trainer) -> argparse.ArgumentParser:
     """The flags that are not part of a configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names = ", ".join(trainer.presets)
-    parser.add_argument("--preset", help=f"{names} (default: {trainer.default_preset(None)} for Atari games)")
+    default = trainer.atari_preset
+    if trainer.other_preset != default:
+        default += f" for Atari games, {trainer.other_preset} for other envs"
+    parser.add_argument("--preset", help=f"{', '.join(trainer.presets)} (default: {default})")
     parser.add_argument(
         "--tuned", type=Path, metavar="FILE", help="threads, workers and envs as `fastrl profile` found them fastest"
     )
@@ -112,6 +114,8 @@ def parse(trainer: Trainer, arguments: Sequence[str]) -> tuple[Any, argparse.Nam
     flags, rest = own.parse_known_args(arguments)
     resumed = flags.resume or flags.resume_without_replay
     if resumed is not None:
+        if flags.seeds is not None:
+            raise ValueError("resume: it goes on with one run, so leave out --seeds and resume each run by itself")
         if flags.preset is not None:
             raise ValueError("resume: the preset is stored with the run; leave out --preset")
         if flags.tuned is not None:

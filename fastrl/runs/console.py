@@ -180,9 +180,10 @@ def plain_line(now: Summary) -> str:
         f"{units.count(now.steps_per_s):>6} steps/s",
         f"{units.count(now.updates_per_s):>6} updates/s",
         f"return {units.measured(now.return_mean):>6} smoothed {units.measured(now.return_smoothed):>6}",
-        f"{now.exploration_name} {units.measured(now.exploration):>6}",
-        f"{now.loss_name} {units.measured(now.loss):>9}",
     ]
+    if now.exploration_name is not None:
+        parts.append(f"{now.exploration_name} {units.measured(now.exploration):>6}")
+    parts.append(f"{now.loss_name} {units.measured(now.loss):>9}")
     if now.replay_fill is not None:
         parts.append(f"replay {units.share(now.replay_fill):>4}")
     if now.memory_mb is not None:

@@ -24,6 +24,9 @@ _NO_SETTING = frozenset({
     "evaluate_every_steps", "evaluation_episodes",
 })  # fmt: skip
 
+# A label names at least so many of the settings that groups differ in.
+_NAMED_SETTINGS = 3
+
 _PLACES = ("frames", "steps", "wall_s")  # columns that every row of metrics.csv fills
 
 _EXPECTED = "expected config.json and metrics.csv, as every fastrl trainer writes them into runs/<name>/"
@@ -187,14 +190,30 @@ def _labels(runs: list[Run]) -> list[str]:
     taken: Counter[tuple[str, str]] = Counter()
     for run in runs:
         rivals = [other.setting for other in runs if (other.algorithm, other.env) == (run.algorithm, run.env)]
-        keys = sorted({key for setting in rivals for key in setting})
+        # A preset's name stands for many settings, so it comes first where others say no more.
+        keys = sorted({key for setting in rivals for key in setting}, key=lambda key: (key != "preset", key))
         differing = [key for key in keys if len({json.dumps(s.get(key), default=str) for s in rivals}) > 1]
         if "protocol" in differing and "rules" in differing:  # the name says it
             differing.remove("rules")
-        shown = [f"{key}={run.setting.get(key)}" for key in differing[:3]]
-        if len(differing) > 3:
-            shown.append(f"and {len(differing) - 3} more")
+        telling = _telling(rivals, differing)
+        ordered = telling + [key for key in differing if key not in telling]
+        named = ordered[: max(_NAMED_SETTINGS, len(telling))]
+        shown = [f"{key}={run.setting.get(key)}" for key in named]
+        if len(ordered) > len(named):
+            shown.append(f"and {len(ordered) - len(named)} more")
         label = run.algorithm + (f" ({', '.join(shown)})" if shown else "")
         taken[run.env, label] += 1
         labels.append(label if taken[run.env, label] == 1 else f"{label} #{taken[run.env, label]}")
     return labels
+
+
+def _telling(settings: list[dict[str, Any]], keys: list[str]) -> list[str]:
+    """Those of ``keys`` that tell all ``settings`` apart, the one that tells most apart first."""
+
+    def classes(chosen: list[str]) -> int:
+        return len({json.dumps([s.get(key) for key in chosen], default=str) for s in settings})
+
+    found: list[str] = []
+    while keys and classes(found) < classes(keys):
+        found.append(min(keys, key=lambda key: -classes([*found, key])))
+    return found

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from gymnasium import spaces
+
 from fastrl.engine.replay import Replay
 from fastrl.runs import seeds
 from fastrl.runs.session import Resumed, Session, resume, torch_threads
@@ -42,6 +44,16 @@ def opened(
 def envs_seed(config: Any, resumed: Resumed | None) -> int:
     """Of the envs: episodes that begin when a run goes on are not those that it began with."""
     return seeds.whole(config.seed, "envs" if resumed is None else f"envs from step {resumed.checkpoint.steps}")
+
+
+def refusal_of_choices(actions: spaces.Space[Any]) -> str | None:
+    """What who chooses among a number of actions says of others; None if these are such."""
+    if isinstance(actions, spaces.Discrete):
+        return None
+    return (
+        "a number of actions to choose from (Discrete) is needed; fastrl ddpg takes a Box with bounds, and "
+        "gymnasium.wrappers.TransformAction can make either of others (register the wrapped env under an id of its own)"
+    )
 
 
 def refill(config: Any, replay: Replay, session: Session, play: Callable[[], None]) -> None:

@@ -131,6 +131,15 @@ def require_whole(config: Any, name: str, least: int, most: int | None = None) -
         raise ValueError(f"{name}: {value!r} is not a whole number in [{least}, {'...' if most is None else most}]")
 
 
+def require_room_for_a_batch(config: Any) -> None:
+    """Raise if a batch is larger than the replay that it is drawn from."""
+    if config.batch > config.replay_capacity:
+        raise ValueError(
+            f"batch: {config.batch:,} transitions are more than the replay holds; give at most replay_capacity, which "
+            f"is {config.replay_capacity:,}"
+        )
+
+
 def require_layers(config: Any, name: str) -> None:
     """Raise unless the field says of each hidden layer how many units it has."""
     units = getattr(config, name)

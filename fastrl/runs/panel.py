@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -47,26 +49,31 @@ def _progress(now: Summary) -> RenderableType:
 
 def _numbers(now: Summary) -> RenderableType:
     """Three columns of what, how much."""
-    cells = [
+    scores = [
         ("return", _of_games(now), "bold green"),
-        ("frames/s", units.count(now.frames_per_s), "bold"),
-        (now.exploration_name, units.measured(now.exploration), ""),
         ("smoothed", units.measured(now.return_smoothed), "green"),
-        ("steps/s", units.count(now.steps_per_s), "bold"),
-        (now.loss_name, units.measured(now.loss), ""),
         ("evaluation", now.evaluation, ""),
-        ("updates/s", units.count(now.updates_per_s), "bold"),
-        ("replay", units.share(now.replay_fill), ""),
         ("best", now.best, "green"),
+    ]
+    speeds = [
+        ("frames/s", units.count(now.frames_per_s), "bold"),
+        ("steps/s", units.count(now.steps_per_s), "bold"),
+        ("updates/s", units.count(now.updates_per_s), "bold"),
         ("updates", units.count(now.updates), ""),
+    ]
+    others = [
+        (now.loss_name, units.measured(now.loss), ""),
+        ("replay", units.share(now.replay_fill), ""),
         ("memory", units.megabytes(now.memory_mb), ""),
     ]
+    if now.exploration_name is not None:
+        others.insert(0, (now.exploration_name, units.measured(now.exploration), ""))
     table = Table.grid(padding=(0, 1), expand=True)
     for width in (5, 2, 2):
         table.add_column(no_wrap=True, style=_LABEL)
         table.add_column(no_wrap=True, ratio=width)
-    for at in range(0, len(cells), 3):
-        table.add_row(*(part for what, text, style in cells[at : at + 3] for part in (what, Text(text, style=style))))
+    for row in itertools.zip_longest(scores, speeds, others, fillvalue=("", "", "")):
+        table.add_row(*(part for what, text, style in row for part in (what, Text(text, style=style))))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#000000")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1.5, 1, 1.5)))  # once the colours are used up
 _GREY = "#666666"
-_CAPTION_POINTS, _LETTERS_AN_INCH = 8.5, 13
+_CAPTION_POINTS, _LEGEND_POINTS = 8.5, 9.5
+_LETTERS_AN_INCH = 110  # of one point, on average: a letter of p points takes p of them
+# What of a panel's width is not its axes': their scale and its words. What a line of a legend has before its text.
+_BESIDE_AXES_INCHES, _LEGEND_KEY_INCHES = 1.0, 0.4
 
 _METRIC_WORDS = {
     "return_mean_100": "return (mean of the last 100 games)",
@@ -36,7 +40,8 @@ _X_WORDS: dict[str, list[tuple[float, str]]] = {
     "wall_s": [(7200, "wall-clock hours"), (120, "wall-clock minutes"), (0, "wall-clock seconds")],
 }
 _X_SCALE = {"million": 1e6, "thousand": 1e3, "hours": 3600.0, "minutes": 60.0}
-X_AXES = tuple(_X_WORDS)
+AUTO = "auto"  # frames of Atari games, agent steps of other envs, which have no frames
+X_AXES = (AUTO, *_X_WORDS)
 
 
 def draw_learning_curves(
@@ -55,7 +60,7 @@ def draw_learning_curves(
         groups: what to draw; every one has at least one value of ``metric``.
         path: the file.
         metric: a column of metrics.csv.
-        x: "frames", "steps" or "wall_s".
+        x: "frames", "steps" or "wall_s"; "auto": frames of Atari games, agent steps of other envs.
         statistic: what the thick line shows of the seeds.
         statistic_name: how the legend calls it.
         convention: which published scores the reference lines show, see :mod:`fastrl.runs.scores`.
@@ -68,7 +73,6 @@ def draw_learning_curves(
     environments = sorted({group.env for group in groups})
     columns = min(3, len(environments), math.ceil(math.sqrt(len(environments))))
     rows = math.ceil(len(environments) / columns)
-    tallest = max(sum(group.env == env for group in groups) for env in environments)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03, hspace=0.04)
     style: Any = {
         "font.size": 10,
@@ -81,15 +85,19 @@ def draw_learning_curves(
         "axes.axisbelow": True,
     }
     with rc_context(style):
-        # Room for the legends, which stand below the panels, where they can cover nothing.
-        size = (6.6 * columns if columns > 1 else 7.6, (4.1 + 0.2 * tallest) * rows + 0.4)
-        figure = Figure(figsize=size, layout=layout)
+        figure = Figure(layout=layout)
         axes = figure.subplots(rows, columns, squeeze=False)
+        panel_inches = 6.6 if columns > 1 else 7.6
+        tallest = 0
         for panel, env in zip(axes.flat, environments, strict=False):
             _draw_panel(panel, [g for g in groups if g.env == env], metric, x, statistic, convention)
+            tallest = max(tallest, _draw_legend(panel, panel_inches))
         for panel in axes.flat[len(environments) :]:
             panel.remove()
-        caption = textwrap.fill(_caption(groups, statistic_name), int(_LETTERS_AN_INCH * size[0]))
+        # Room for the legends, which stand below the panels, where they can cover nothing.
+        width = panel_inches * columns
+        figure.set_size_inches(width, (4.1 + 0.2 * tallest) * rows + 0.4)
+        caption = textwrap.fill(_caption(groups, statistic_name), _letters(width, _CAPTION_POINTS))
         figure.supxlabel(caption, fontsize=_CAPTION_POINTS, color=_GREY)
         figure.savefig(path, dpi=150)
 
@@ -104,6 +112,9 @@ def _caption(groups: Sequence[Group], statistic_name: str) -> str:
 
 
 def _draw_panel(panel: Axes, groups: list[Group], metric: str, x: str, statistic: Statistic, convention: str) -> None:
+    game = groups[0].runs[0].game
+    if x == AUTO:
+        x = "steps" if game is None else "frames"
     seeds = [[(run.metrics[x], run.metrics[metric]) for run in group.runs if metric in run.metrics] for group in groups]
     curves = [curve_over_seeds(of_group, statistic) for of_group in seeds]
     largest = max(curve.x[-1] for curve in curves)
@@ -125,16 +136,34 @@ def _draw_panel(panel: Axes, groups: list[Group], metric: str, x: str, statistic
     panel.set_xlim(left=0, right=largest / unit * 1.005)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     if metric.startswith("return"):
-        _draw_references(panel, groups[0].runs[0].game, convention)
-    long = max(len(group.label) for group in groups) > 34
+        _draw_references(panel, game, convention)
+
+
+def _draw_legend(panel: Axes, panel_inches: float) -> int:
+    """Below the axes and as wide: a wider one would make the layout narrow the axes. Tells how many lines it takes."""
+    handles, labels = panel.get_legend_handles_labels()
+    room = panel_inches - _BESIDE_AXES_INCHES
+    beside = max(map(len, labels)) <= _letters(room / 2 - _LEGEND_KEY_INCHES, _LEGEND_POINTS)
+    most = _letters(room - _LEGEND_KEY_INCHES, _LEGEND_POINTS)
+    # A list is one word.
+    words = [re.sub(r", (?=[^\[\]]*\])", ",\N{NO-BREAK SPACE}", label) for label in labels]
+    texts = [textwrap.fill(text, most, break_on_hyphens=False) for text in words]
     panel.legend(
+        handles,
+        texts,
         loc="upper left",
         bbox_to_anchor=(-0.02, -0.14),
-        ncols=1 if long else 2,
+        ncols=2 if beside else 1,
         frameon=False,
-        fontsize=9.5,
+        fontsize=_LEGEND_POINTS,
         borderaxespad=0,
     )
+    return math.ceil(len(texts) / 2) if beside else sum(text.count("\n") + 1 for text in texts)
+
+
+def _letters(inches: float, points: float) -> int:
+    """How many letters of this size fit into a line."""
+    return int(inches * _LETTERS_AN_INCH / points)
 
 
 def _counted(seeds: int) -> str:

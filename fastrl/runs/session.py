@@ -267,6 +267,12 @@ class Session:
         self._began_s = self._logged_s = self._saved_s = time.perf_counter()
         self._logged_steps, self._logged_updates = self.steps, self.updates
         self.clock.take()
+        warm_up_steps = getattr(self.config, "warm_up_steps", 0)
+        if self.config.steps <= warm_up_steps:
+            self.note(
+                f"nothing will be learned: the run's {self.config.steps:,} steps end before its warm-up of "
+                f"{warm_up_steps:,} does; give more --steps or fewer --warm-up-steps"
+            )
         if self._resumed:
             self.note(f"resumed at {self.steps:,} steps")
             if self._resumed.env_states is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import IO
 
+from fastrl._command import run
 from fastrl.engine.budget import usable_cores
+from fastrl.runs.stop import StopSignals
+from fastrl.runs.workers import die_with
 
 _POLL_S = 0.2
 _SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -82,38 +86,48 @@ def run_seeds(algorithm: str, arguments: Sequence[str], text: str, name: str | N
     print(f"seeds {text}: {at_once} runs at a time, {each} of {cores} cores each", flush=True)
     running: dict[int, subprocess.Popen[str]] = {}
     failed: list[int] = []
-    stopping = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)  # each ends with a checkpoint
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while running or (waiting and not stopping):
-            while waiting and len(running) < at_once and not stopping:
-                seed = waiting.pop(0)
-                own = ["--seed", str(seed), *(["--name", f"{name}-s{seed}"] if name else [])]
-                running[seed] = subprocess.Popen(
-                    [sys.executable, "-m", f"fastrl.{algorithm}", *shared, *own],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,  # no terminal: plain lines, which can be told apart
-                    text=True,
-                    start_new_session=True,  # Ctrl-C comes here, and is passed on once
-                )
-                threading.Thread(target=_retell, args=(seed, running[seed].stdout), daemon=True).start()
-            for seed, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[seed]
-                    if process.returncode != 0:
-                        failed.append(seed)
-                        print(f"seed {seed}: ended with exit code {process.returncode}", flush=True)
-            time.sleep(_POLL_S)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopping:
-        return 130
+    told: set[int] = set()
+    with StopSignals() as stop:
+        try:
+            while running or (waiting and not stop.requested):
+                while waiting and len(running) < at_once and not stop.requested:
+                    seed = waiting.pop(0)
+                    own = ["--seed", str(seed), *(["--name", f"{name}-s{seed}"] if name else [])]
+                    running[seed] = _started(algorithm, [*shared, *own])
+                    threading.Thread(target=_retell, args=(seed, running[seed].stdout), daemon=True).start()
+                for seed, process in list(running.items()):
+                    if stop.requested and seed not in told:
+                        process.send_signal(signal.SIGTERM)  # it ends with a checkpoint
+                        told.add(seed)
+                    if process.poll() is not None:
+                        del running[seed]
+                        if process.returncode != 0:
+                            failed.append(seed)
+                            print(f"seed {seed}: ended with exit code {process.returncode}", flush=True)
+                time.sleep(_POLL_S)
+        finally:
+            for process in running.values():  # a second Ctrl-C, which waits for no checkpoint
+                process.kill()
+    if stop.requested:
+        if waiting:
+            print(f"never begun: seeds {', '.join(map(str, waiting))}", flush=True)
+        return stop.exit_code
     return 1 if failed else 0
+
+
+def _started(algorithm: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, algorithm, str(os.getpid()), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # no terminal: plain lines, which can be told apart
+        text=True,
+        start_new_session=True,  # Ctrl-C comes here, and is passed on once
+    )
+
+
+if __name__ == "__main__":
+    # A run would else train on unseen when whoever gives out the seeds is killed.
+    die_with(int(sys.argv[2]), signal.SIGTERM)
+    trainer = importlib.import_module(f"fastrl.{sys.argv[1]}")
+    sys.argv = [f"fastrl {sys.argv[1]}", *sys.argv[3:]]
+    run(trainer.main)

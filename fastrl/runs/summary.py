@@ -26,7 +26,7 @@ class Summary:
     return_mean: float | None
     return_smoothed: float | None
     games: int
-    exploration_name: str
+    exploration_name: str | None  # None: this trainer tells of none
     exploration: float | None
     loss_name: str
     loss: float | None
@@ -42,7 +42,7 @@ class Summary:
     ) -> Self:
         """From rows of metrics.csv and evaluations.csv."""
         loss_name = "loss" if "loss" in row else next((name for name in row if "loss" in name), "loss")
-        exploration_name = next((name for name in ("epsilon", "entropy", "noise") if name in row), "epsilon")
+        exploration_name = next((name for name in ("epsilon", "entropy") if name in row), None)
         return cls(
             total_steps=total_steps,
             frames=int(row.get("frames") or 0),
@@ -56,7 +56,7 @@ class Summary:
             return_smoothed=row.get("return_smoothed"),
             games=int(row.get("games") or 0),
             exploration_name=exploration_name,
-            exploration=row.get(exploration_name),
+            exploration=row.get(exploration_name) if exploration_name else None,
             loss_name=loss_name.replace("_", " "),
             loss=row.get(loss_name),
             replay_fill=row.get("replay_fill"),

@@ -312,9 +312,9 @@ def from_text(text: str) -> bytes:
     return base64.b64decode(text)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however it does."""
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, however it does."""
+    ctypes.CDLL(None, use_errno=True).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         sys.exit("the trainer is gone")
 
