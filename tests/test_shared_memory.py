@@ -16,6 +16,7 @@ def descriptors() -> int:
 
 
 def test_it_is_gone_with_its_last_array() -> None:
+    gc.collect()  # what other tests left
     before = descriptors()
     for _ in range(5):
         made = SharedMemory.create(1_000_000)
