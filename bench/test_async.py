@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -63,8 +64,14 @@ def sb3(rounds: int, *, processes: bool) -> Callable[[], None]:
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
+    def one_game() -> gymnasium.Env[Any, Any]:
+        import ale_py  # in a process of its own nobody else does, and without it the game is unknown
+
+        gymnasium.register_envs(ale_py)
+        return gymnasium.make(ENV)
+
     kind = SubprocVecEnv if processes else DummyVecEnv
-    env = VecFrameStack(make_atari_env(ENV, n_envs=GAMES, seed=0, vec_env_cls=kind), 4)
+    env = VecFrameStack(make_atari_env(one_game, n_envs=GAMES, seed=0, vec_env_cls=kind), 4)
     model = A2C("CnnPolicy", env, n_steps=T_MAX, ent_coef=0.01, vf_coef=0.25, device="cpu", seed=0)
 
     def run() -> None:

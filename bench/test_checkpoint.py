@@ -26,7 +26,7 @@ def play(made: fastrl.Replay, steps: int) -> None:
     with made.writer(0) as writer:
         writer.start(shown[0])
         for step in range(1, steps):
-            writer.append(0, 0.0, shown[step], False, False)
+            writer.append(0, 0.0, shown[step % len(shown)], False, False)
 
 
 def sb3(capacity: int, folder: Path) -> Callable[[], float]:
