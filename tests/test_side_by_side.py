@@ -57,12 +57,20 @@ def wait_for(what: Any, seconds: float = 40.0) -> None:
         time.sleep(0.05)
 
 
+# Whoever started the tests may have it ignored (nohup), and what is ignored is so in all that it starts.
+TAKING_SIGHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 @contextlib.contextmanager
 def seeds_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [
-        sys.executable, "-u", "-m", "fastrl.ddpg", "--env=Pendulum-v1", "--seeds=0-1", "--steps=100000000", "--name=s",
-        "--warm-up-steps=100000000", "--no-tensorboard", "--evaluate-every-steps=0", "--log-every-steps=100",
-        f"--runs={folder}",
+        sys.executable, "-c", TAKING_SIGHUP, "-u", "-m", "fastrl.ddpg", "--env=Pendulum-v1", "--seeds=0-1", "--name=s",
+        "--steps=100000000", "--warm-up-steps=100000000", "--no-tensorboard", "--evaluate-every-steps=0",
+        "--log-every-steps=100", f"--runs={folder}",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
