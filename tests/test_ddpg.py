@@ -635,6 +635,7 @@ def test_the_papers_preset_has_the_papers_numbers() -> None:
     ("change", "message"),
     [
         ({"batch": 0}, "batch: 0 is not a whole number"),
+        ({"batch": 4000, "replay_capacity": 80}, "batch: 4,000 transitions are more than the replay holds; .* is 80"),
         ({"discount": 1.5}, "discount: 1.5 is outside"),
         ({"tau": -0.1}, "tau: -0.1 is outside"),
         ({"tau": float("nan")}, "tau: nan is outside"),

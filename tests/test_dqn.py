@@ -204,6 +204,7 @@ def test_presets_are_whole_configurations(name: str) -> None:
     ("change", "message"),
     [
         ({"batch": 0}, "batch: 0 is not a whole number"),
+        ({"batch": 4000, "replay_capacity": 80}, "batch: 4,000 transitions are more than the replay holds; .* is 80"),
         ({"discount": 1.5}, "discount: 1.5 is outside"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is outside"),
         ({"target_every_steps": 1_001}, "no multiple of update_every_steps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,21 @@ def test_help_offers_no_precision_that_is_always_refused(capsys: pytest.CaptureF
 def test_hidden_layers_can_be_few_or_many(config: Any, name: str) -> None:
     for units in ((8,), (8, 16, 8)):
         assert getattr(config(**{name: units}), name) == units
+
+
+def test_several_seeds_do_not_go_on_with_one_run() -> None:
+    with pytest.raises(ValueError, match="leave out --seeds and resume each run by itself"):
+        command_line.parse(ddpg.TRAINER, ["--seeds", "0-1", "--resume", "runs/one"])
+
+
+@pytest.mark.parametrize(("steps", "told"), [(20, True), (21, False)])
+def test_a_run_that_ends_with_its_warm_up_says_that_it_learns_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, told: bool
+) -> None:
+    ddpg.train(
+        ddpg.Config(
+            env="Pendulum-v1", steps=steps, warm_up_steps=20, batch=2, replay_capacity=100, evaluate_every_steps=0,
+            tensorboard=False, torch_threads=1, runs=tmp_path,
+        )
+    )  # fmt: skip
+    assert ("nothing will be learned: the run's 20 steps end before" in capsys.readouterr().out) is told

@@ -337,6 +337,34 @@ def test_closing_ends_a_draw_and_whoever_waits_for_it(slow: fastrl.Replay) -> No
     assert "take: the prefetcher is closed" in str(said[0])
 
 
+def test_closing_disturbs_no_other_thread_that_samples() -> None:
+    """The replay waits for what its prefetcher was asked for; one that is closed meanwhile owes nothing."""
+    made = Written()
+    made.play(0, 50)
+    closed = threading.Event()
+    said: list[BaseException] = []
+
+    def sample() -> None:
+        try:
+            while not closed.is_set():
+                made.replay.sample(4, gamma=GAMMA)
+        except BaseException as error:
+            said.append(error)
+
+    threads = [threading.Thread(target=sample) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            with made.replay.prefetch(64, gamma=GAMMA) as prefetcher:
+                prefetcher.request()
+    finally:
+        closed.set()
+        for thread in threads:
+            thread.join(30)
+    assert said == []
+
+
 PREAMBLE = """
 import os, signal, sys, threading, time
 import numpy as np, fastrl
