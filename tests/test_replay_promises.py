@@ -23,6 +23,7 @@ from replay_processes import every_use, observation, own_and_wait, write_large_f
 from written_replay import GAMMA, small_replay
 
 import fastrl
+from fastrl.engine import budget
 
 # ---- R6: too little memory is an exception, never a signal
 
@@ -143,6 +144,10 @@ def test_r6_too_little_memory_is_an_exception(tmp_path: Path) -> None:
         assert result.returncode == 0, f"{name}: status {result.returncode}\n{result.stderr}"
         refusals += int(result.stdout)
     print(f"R6: {len(SCENARIOS)} scenarios: {refusals} exceptions, 0 signals")
+
+
+def test_r6_this_machine_tells_how_much_memory_is_left() -> None:
+    assert budget.available_memory_bytes() > 0  # by its own files; test_protocols.py has those of many others
 
 
 # ---- R9: fork, spawn and forkserver

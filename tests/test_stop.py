@@ -20,7 +20,6 @@ HANGS_S = 10.0
 
 TRAIN = """
 import sys, time
-from fastrl import _command
 from fastrl.runs.stop import StopSignals
 with StopSignals() as stop:
     print("training", flush=True)

@@ -122,7 +122,7 @@ class AtariEnv {
   void restart_emulator(const std::optional<EnvSeed>& seed);
   void start_game(const std::optional<EnvSeed>& seed);
   int draw_noops();
-  void save_own(ByteWriter& out);
+  void save_own(ByteWriter& out);  // all but the emulator
   Outcome act_frames(int action);
   Outcome act_with_lives(int action);
   void reset_with_lives(const std::optional<EnvSeed>& seed);

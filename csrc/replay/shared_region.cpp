@@ -192,8 +192,7 @@ std::optional<RegionLock> RegionLock::try_take(const SharedRegion& region, std::
     getrlimit(RLIMIT_NOFILE, &limit);
     throw std::runtime_error("replay: the lock of lane " + std::to_string(first) + " cannot be opened (" +
                              reason(error) +
-                             "): each lane that is written takes a descriptor, and this process may "
-                             "have " +
+                             "): each lane that is written takes a descriptor, of which this process may have " +
                              std::to_string(limit.rlim_cur) + "; raise that (ulimit -n) or write fewer lanes");
   }
   struct flock wanted = bytes_to_lock(first, count);

@@ -83,7 +83,7 @@ class Prefetcher:
         try:
             self._native.request(boundary, beta)
         except MemoryError:
-            raise MemoryError("request: there is no memory for the batch; take() others first") from None
+            raise MemoryError("request: no memory for the batch; take() others, or draw smaller ones") from None
 
     def take(self, timeout_s: float | None = None) -> Batch:
         """The oldest batch that was requested and not taken. Waits until it is drawn.

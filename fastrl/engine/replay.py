@@ -345,8 +345,8 @@ class Replay:
     def boundary(self) -> list[int]:
         """How far each lane is published now. Given to :meth:`sample`, it samples as if nothing came after.
 
-        Until ``guard_steps`` more steps are written to a lane that is full: then its oldest steps, which could have
-        been drawn, are overwritten, and draws of them are repeated with others.
+        That holds for up to ``guard_steps`` more steps written to a lane that is full. With more of them its oldest
+        steps, which could have been drawn, are overwritten, and draws of them are repeated with others.
         """
         self._require_here("boundary")
         return list(self._ring.published())

@@ -72,6 +72,7 @@ class SharedMemory:
         """
         path = f"/proc/{handle.pid}/fd/{handle.descriptor}"
         try:
+            # Not blocking: the number may mean something else by now, which could wait for somebody.
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ConnectionError(f"shared memory: process {handle.pid} is gone or not ours ({error})") from None
