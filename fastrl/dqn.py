@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrl._command import run
 from fastrl.engine.protocol import DEFAULT_STACK
@@ -37,8 +37,10 @@ from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGym
 from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
+from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build, described, named_factory, under
-from fastrl.learn.optimisers import CentredRMSProp, load_state_tensors, state_tensors
+from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, FlatOptimiser, shorten
+from fastrl.learn.passes import pass_of
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
@@ -256,23 +258,18 @@ class Learner:
         self.device = torch.device(config.device)
         entropy = [seeds.whole(config.seed, "network")]
         factory = named_factory(config.network)
-        self.online, self.target = (build(network, entropy, factory).to(self.device) for _ in range(2))
+        # Each network is one vector of numbers, which one call moves.
+        self.flat, followed = (FlatNetwork(build(network, entropy, factory).to(self.device)) for _ in range(2))
+        self.online, self.target = self.flat.network, followed.network
         self.target.requires_grad_(False)
-        parameters = list(self.online.parameters())
-        self.names: dict[Tensor, str] = {p: name for name, p in self.online.named_parameters()}
-        self.optimiser: torch.optim.Optimizer
+        self._target_values = followed.values
+        self.online_pass, self.target_pass = (pass_of(flat, config.precision) for flat in (self.flat, followed))
+        numbers = (self.flat.values, self.flat.gradient, config.learning_rate)
+        self.optimiser: FlatOptimiser
         if config.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(
-                parameters,
-                config.learning_rate,
-                eps=config.optimiser_epsilon,
-                fused=True,
-                capturable=self.device.type == "cuda",
-            )
+            self.optimiser = FlatAdam(*numbers, config.optimiser_epsilon)
         else:
-            self.optimiser = CentredRMSProp(
-                parameters, config.learning_rate, config.rmsprop_decay, config.optimiser_epsilon
-            )
+            self.optimiser = FlatCentredRMSProp(*numbers, config.rmsprop_decay, config.optimiser_epsilon)
         self.updates = 0
         # Sums since the last row: loss, mean Q, norm of the gradient, updates.
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -306,30 +303,29 @@ class Learner:
         if self.updates % (self.config.target_every_steps // self.config.update_every_steps) == 0:
             self.refresh_target()
 
+    @torch.no_grad()
     def _update_from_batch(self) -> None:
         batch = self.batch
-        with self._autocast():
-            with torch.no_grad():
-                next_values = self.target(batch["next_obs"]).float()
-                next_choice = self.online(batch["next_obs"]).float() if self.config.double else None
-                target = targets(batch["reward"], batch["discount"], next_values, next_choice)
-            values = self.online(batch["obs"]).float().gather(1, batch["action"][:, None]).squeeze(1)
-        loss = td_loss(self.config, values, target, batch["weight"])
-        # A captured update has its gradients where they were; else a new one costs less than adding to zeros.
-        self.optimiser.zero_grad(set_to_none=self.device.type != "cuda")
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.config.max_gradient_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
+        next_values = self.target_pass.forward(batch["next_obs"])
+        next_choice = self.online_pass.forward(batch["next_obs"]) if self.config.double else None
+        target = targets(batch["reward"], batch["discount"], next_values, next_choice)
+        all_values = self.online_pass.forward(batch["obs"])
+        with torch.enable_grad():
+            all_values.requires_grad_()
+            values = all_values.gather(1, batch["action"][:, None]).squeeze(1)
+            loss = td_loss(self.config, values, target, batch["weight"])
+        self.online_pass.backward(*torch.autograd.grad(loss, all_values))
+        norm = shorten(self.flat.gradient, self.config.max_gradient_norm)
         self.optimiser.step()
-        with torch.no_grad():
-            self.errors.copy_((values - target).abs())
-            self.loss.copy_(loss)
-            self.sums += torch.stack([loss, values.mean(), norm, torch.ones_like(norm)]).double()
+        self.online_pass.weights_changed()
+        self.errors.copy_((values - target).abs())
+        self.loss.copy_(loss)
+        self.sums += torch.stack([loss, values.mean(), norm, torch.ones_like(norm)]).double()
 
     def refresh_target(self) -> None:
         """The target network becomes the online one."""
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
+        self._target_values.copy_(self.flat.values)
+        self.target_pass.weights_changed()
 
     def statistics(self) -> dict[str, float | None]:
         """Means since the last call."""
@@ -350,7 +346,7 @@ class Learner:
         return {
             **{f"online.{name}": tensor for name, tensor in self.online.state_dict().items()},
             **{f"target.{name}": tensor for name, tensor in self.target.state_dict().items()},
-            **{f"optimiser.{name}": t for name, t in state_tensors(self.optimiser, self.names).items()},
+            **{f"optimiser.{name}": tensor for name, tensor in self.optimiser.tensors().items()},
             "sums": self.sums,
         }
 
@@ -358,7 +354,9 @@ class Learner:
         """Become what :meth:`tensors` gave."""
         self.online.load_state_dict(under("online.", tensors))
         self.target.load_state_dict(under("target.", tensors))
-        load_state_tensors(self.optimiser, self.names, under("optimiser.", tensors))
+        self.optimiser.load(under("optimiser.", tensors))
+        for changed in (self.online_pass, self.target_pass):
+            changed.weights_changed()
         self.sums.copy_(tensors["sums"])
         self.updates = updates
 

@@ -17,7 +17,7 @@ import tiny_training
 import torch
 
 from fastrl import dqn
-from fastrl.learn.optimisers import CentredRMSProp
+from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, shorten
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 
@@ -143,20 +143,37 @@ def build_like(learner: dqn.Learner) -> list[torch.Tensor]:
 def test_rmsprop_is_the_published_code_in_float64() -> None:
     torch.manual_seed(0)
     weight = torch.randn(50, dtype=torch.float64)
-    ours = weight.clone().requires_grad_()
-    optimiser = CentredRMSProp([ours], learning_rate=0.00025, decay=0.95, epsilon=0.01)
+    ours, given = weight.clone(), torch.empty_like(weight)
+    optimiser = FlatCentredRMSProp(ours, given, learning_rate=0.00025, decay=0.95, epsilon=0.01)
     mean, square = np.zeros(50), np.zeros(50)
     expected = weight.numpy().copy()
     for _ in range(20):
         gradient = torch.randn(50, dtype=torch.float64)
-        ours.grad = gradient.clone()
+        given.copy_(gradient)
         optimiser.step()
         g = gradient.numpy()
         mean = 0.95 * mean + 0.05 * g
         square = 0.95 * square + 0.05 * g * g
         expected -= 0.00025 * g / np.sqrt(square - mean * mean + 0.01)
 
-    np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-13)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("most", "factor"), [(0.0, 1.0), (6.0, 1.0), (2.5, 0.5)])
+def test_a_gradient_is_shortened_to_the_norm_that_is_allowed(most: float, factor: float) -> None:
+    gradient = torch.tensor([3.0, 4.0])
+
+    norm = shorten(gradient, most)
+
+    assert norm.item() == 5.0
+    assert gradient.tolist() == pytest.approx([3.0 * factor, 4.0 * factor], rel=1e-6)
+
+
+def test_an_optimiser_refuses_the_state_of_another() -> None:
+    adam, rmsprop = FlatAdam(torch.zeros(3), torch.zeros(3), 0.1), FlatCentredRMSProp(*torch.zeros(2, 3), 0.1, 0.9, 0.1)
+
+    with pytest.raises(ValueError, match=r"has mean, square, and should have mean, square, updates"):
+        adam.load(rmsprop.tensors())
 
 
 def movement(config: dqn.Config) -> np.ndarray:

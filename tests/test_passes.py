@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from own_network import Tiny
 
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build
+from fastrl.learn.networks import QNetwork, build
 from fastrl.learn.passes import Traced, WrittenOut, pass_of
 
 OBS, ACTION, BATCH = 5, 3, 40
@@ -70,6 +71,58 @@ def test_a_critics_way_back_is_autograds_for_weights_and_for_the_action(units: t
         same(written, traced)
 
 
+def q_network(torso: str, **more: Any) -> FlatNetwork:
+    obs_shape = [4, 84, 84] if torso != "mlp" else [1, OBS]
+    return FlatNetwork(build({"kind": "q", "torso": torso, "obs_shape": obs_shape, "num_actions": 6, **more}, [1]))
+
+
+def seen_by(torso: str, generator: torch.Generator) -> torch.Tensor:
+    if torso == "mlp":
+        return torch.randn((BATCH, 1, OBS), generator=generator)
+    return torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("torso", ["nature", "a3c", "mlp"])
+def test_action_values_way_back_is_autograds(torso: str, precision: str) -> None:
+    network = q_network(torso, hidden_units=[9, 7])
+    generator = torch.Generator().manual_seed(3)
+    obs = seen_by(torso, generator)
+    slope = torch.randn((len(obs), 6), generator=generator)
+    found = []
+    written = WrittenOut(cast(QNetwork, network.network), precision)
+    for way in (Traced(network, precision), written):
+        said = way.forward(obs).clone()
+        network.gradient.fill_(7)
+        way.backward(slope)
+        found.append((said, network.gradient.clone()))
+
+    (said, gradient), (written_said, written_gradient) = found
+    far = 2e-6 if precision == "fp32" else 2e-2  # bf16 has three digits; whatever it is, it is not by which way
+    assert far_from(written_said, said) < far
+    assert far_from(written_gradient, gradient) < far
+    assert written_said.dtype == torch.float32
+
+
+def far_from(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_in_reduced_precision_weights_are_followed_once_told() -> None:
+    network = q_network("a3c")
+    way = pass_of(network, "bf16")
+    assert isinstance(way, WrittenOut)
+    obs = seen_by("a3c", torch.Generator().manual_seed(0))
+    before = way.forward(obs)
+    network.values.mul_(0.5)
+    assert torch.equal(way.forward(obs), before)
+
+    way.weights_changed()
+
+    assert far_from(way.forward(obs), Traced(network, "bf16").forward(obs)) < 1e-2
+    assert far_from(way.forward(obs), before) > 0.1
+
+
 def test_observations_may_lie_apart_and_stay_as_they_are() -> None:
     network = flat("critic", (8, 6))
     seen, action, slope = tensors((BATCH, 2, OBS), (BATCH, ACTION), (BATCH,))
@@ -97,3 +150,32 @@ def test_weights_that_change_are_followed() -> None:
 def test_what_is_normalised_goes_through_autograd() -> None:
     assert isinstance(pass_of(flat("actor", (8,), batch_norm=True)), Traced)
     assert isinstance(pass_of(flat("critic", (8, 6), 1)), WrittenOut)
+
+
+def test_what_is_no_chain_of_layers_goes_through_autograd() -> None:
+    assert isinstance(pass_of(q_network("a3c")), WrittenOut)
+    assert isinstance(pass_of(q_network("a3c", dueling=True)), Traced)
+    assert isinstance(pass_of(FlatNetwork(Tiny({"obs_shape": [1, 3], "num_actions": 2}))), Traced)
+
+
+def test_what_autograd_does_not_reach_has_no_slope() -> None:
+    network = FlatNetwork(Half())
+    way = pass_of(network)
+    network.gradient.fill_(7)
+
+    way.forward(torch.ones(2, 3))
+    way.backward(torch.ones(2, 1))
+
+    assert network.gradient.tolist() == [2.0, 2.0, 2.0, 0.0, 0.0, 0.0]
+
+
+class Half(torch.nn.Module):
+    """Uses one of its layers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(3, 1, bias=False), torch.nn.Linear(3, 1, bias=False)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        said: torch.Tensor = self.used(obs)
+        return said
