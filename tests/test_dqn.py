@@ -123,6 +123,25 @@ def test_the_target_network_begins_equal_and_changes_only_when_it_is_refreshed()
         assert refreshed == (update % 3 == 0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_learner_goes_on_from_its_tensors_to_the_bit(precision: str) -> None:
+    config = preset("fast", batch=8, target_every_steps=8, precision=precision)
+    batches = [batch_of(np.random.default_rng(n), 8) for n in range(5)]
+    saved, undisturbed = learner_of(config), learner_of(config)
+    for batch in batches[:3]:
+        saved.update(batch)
+        undisturbed.update(batch)
+    other = learner_of(config)
+    other.update(batches[4])  # it has copies of other weights by now
+
+    other.load({name: tensor.clone() for name, tensor in saved.tensors().items()}, saved.updates)
+
+    for batch in batches[3:]:
+        other.update(batch)
+        undisturbed.update(batch)
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in undisturbed.tensors().items())
+
+
 def test_a_network_that_is_its_own_target_is_found_out() -> None:
     learner = learner_of(preset("fast", batch=4, target_every_steps=12))
     learner.target = learner.online  # the planted mistake
