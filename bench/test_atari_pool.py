@@ -5,6 +5,8 @@ clipped rewards, no sticky actions, the same random actions. The limit is the en
 that makes the very act() and reset_game() calls that our pool makes in the same round, and nothing else. Where the pool
 jumps to saved starts it emulates less than this loop. It plays one game after the other; "in turn" is the same loop
 step by step over its games, as a pool has to go, when each finds the caches full of the others.
+
+In halves: whichever 8 of the 16 envs are done are received and sent again, so that no thread waits for a batch's end.
 """
 
 from __future__ import annotations
@@ -42,10 +44,44 @@ def our_pool(game: str, threads: int, actions: np.ndarray, num_envs: int = NUM_E
     return stepper(pool.step, actions)
 
 
+def in_halves(pool: Any, actions: np.ndarray) -> Callable[[], None]:
+    """A task: all envs are sent; then whoever is done is received and sent again, as often as there are rows."""
+    halves = np.repeat(actions, 2, axis=0)
+
+    def run() -> None:
+        pool.send(actions[0], np.arange(NUM_ENVS))
+        for sent, row in enumerate(halves, start=3):
+            envs = pool.recv()[-1]["env_id"]
+            if sent <= len(halves):
+                pool.send(row[envs], envs)
+
+    return run
+
+
+def our_pool_in_halves(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
+    pool = fastrl.AtariPool(game, NUM_ENVS, "sb3", threads=threads, sticky=0.0, batch_size=NUM_ENVS // 2)
+    pool.reset(seed=0)
+    return in_halves(pool, actions)
+
+
+def envpool_in_halves(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
+    envs = make_envpool(game, threads, batch_size=NUM_ENVS // 2)
+    envs.async_reset()
+    for _ in range(2):
+        envs.recv()
+    return in_halves(envs, actions)
+
+
 def envpool_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
+    envs = make_envpool(game, threads)
+    envs.reset()
+    return stepper(envs.step, actions)
+
+
+def make_envpool(game: str, threads: int, **options: int) -> Any:
     import envpool
 
-    envs = envpool.make(
+    return envpool.make(
         f"{camel(game)}-v5",
         env_type="gymnasium",
         num_envs=NUM_ENVS,
@@ -57,9 +93,8 @@ def envpool_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], N
         frame_skip=FRAME_SKIP,
         stack_num=4,
         noop_max=30,
+        **options,
     )
-    envs.reset()
-    return stepper(envs.step, actions)
 
 
 def ale_pool(game: str, threads: int, actions: np.ndarray) -> Callable[[], None]:
@@ -126,6 +161,21 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     in_turn = bare_engine(game, threads, actions, rounds, in_turn=True)
     others = {"act() loop": limit, "act() in turn": in_turn, **match.peers(PEERS, game, threads, actions)}
     match.run(our_pool(game, threads, actions), others, rounds)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
+    if quick and game not in QUICK_GAMES:
+        pytest.skip("--quick times one game")
+    check_answer(game)
+    threads, (steps, rounds) = 2, (20, 2) if quick else (100, 7)
+    actions = random_actions(steps, game)
+    match = contest(f"{game}, {threads} threads, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    others = {
+        "act() loop": bare_engine(game, threads, actions, rounds),
+        **match.peers({"envpool": envpool_in_halves}, game, threads, actions),
+    }
+    match.run(our_pool_in_halves(game, threads, actions), others, rounds)
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 16, 64])
