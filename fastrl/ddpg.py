@@ -464,6 +464,9 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
     exploration = seeds.generator(config.seed, "exploration")
     noise = make_noise(config, actor["action_size"])
     facts = {"replay_capacity": envs.replay.capacity}
+    envs.replay.require(config.batch)
+    if resumed:
+        learner.load(resumed.checkpoint.tensors, resumed.updates)
     with Session("ddpg", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
         # An actor that is to stay as it is has no gradient, which is no failure.
         traps = Traps(learner.critic.network if config.critic_only else learner.networks, session.note)
@@ -473,7 +476,6 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
                 "--evaluate-every-steps 0 leaves them out"
             )
         if resumed:
-            learner.load(resumed.checkpoint.tensors, session.updates)
             seeds.restore_generator(exploration, resumed.state["exploration"])
             noise.load(resumed.state["noise"])
             traps.load(resumed.state["traps"])

@@ -38,9 +38,9 @@ from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import make_feeder
 from fastrl.learn.graphs import Captured
 from fastrl.learn.hogwild import FlatNetwork
-from fastrl.learn.networks import build, described, named_factory, under
+from fastrl.learn.networks import build, described, named_factory, require_answer, under
 from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, FlatOptimiser, shorten
-from fastrl.learn.passes import pass_of
+from fastrl.learn.passes import Traced, pass_of
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
@@ -111,10 +111,12 @@ class Config(RunOptions):
             require_room_for_a_batch(self)
         for name, most in (
             ("discount", 1), ("priority_alpha", 1), ("priority_beta", 1), ("learning_rate", 1e3),
-            ("optimiser_epsilon", 1e3), ("rmsprop_decay", 1), ("max_gradient_norm", math.inf),
+            ("rmsprop_decay", 1), ("max_gradient_norm", math.inf),
             ("epsilon_first", 1), ("epsilon_last", 1),
         ):  # fmt: skip
             require_number(self, name, 0, most)
+        # With 0 a number whose slope was always 0 would become 0/0.
+        require_number(self, "optimiser_epsilon", 1e-30, 1e3)
         require_layers(self, "hidden_units")
         if self.target_every_steps % self.update_every_steps:
             raise ValueError(
@@ -263,7 +265,8 @@ class Learner:
         self.online, self.target = self.flat.network, followed.network
         self.target.requires_grad_(False)
         self._target_values = followed.values
-        self.online_pass, self.target_pass = (pass_of(flat, config.precision) for flat in (self.flat, followed))
+        way = Traced if factory else pass_of
+        self.online_pass, self.target_pass = (way(flat, config.precision) for flat in (self.flat, followed))
         numbers = (self.flat.values, self.flat.gradient, config.learning_rate)
         self.optimiser: FlatOptimiser
         if config.optimiser == "adam":
@@ -471,11 +474,17 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
         "evaluation_rules": rules,
     }
     facts = {"rules_fingerprint": envs.rules_fingerprint, "replay_capacity": envs.replay.capacity}
+    envs.replay.require(config.batch, config.n_step)
+    if ":" in config.network:
+        kind = torch.uint8 if atari else torch.float32
+        blank = torch.zeros((2, *network["obs_shape"]), dtype=kind, device=learner.device)
+        require_answer(learner.online, blank, envs.num_actions, config.network)
+    if resumed:
+        learner.load(resumed.checkpoint.tensors, resumed.updates)
     exploration = seeds.generator(config.seed, "exploration")
     with Session("dqn", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
         traps = Traps(learner.online, session.note)
         if resumed:
-            learner.load(resumed.checkpoint.tensors, session.updates)
             seeds.restore_generator(exploration, resumed.state["exploration"])
             traps.load(resumed.state["traps"])
         envs.start(resumed.env_states if resumed else None)

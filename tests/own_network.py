@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastrl.learn.networks import QNetwork
+
 
 class Tiny(nn.Module):
     def __init__(self, description: dict[str, Any]) -> None:
@@ -55,3 +57,49 @@ def fails_later(description: dict[str, Any]) -> nn.Module:
 
 def normed(description: dict[str, Any]) -> nn.Module:
     return nn.BatchNorm1d(4)
+
+
+class FromOurs(QNetwork):
+    """Looks like a network of ours, and is another one."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return super().forward(obs) * 10
+
+
+def from_ours(description: dict[str, Any]) -> nn.Module:
+    network = FromOurs({**description, "torso": "mlp", "hidden_units": [16]})
+    network.torso[2] = nn.ELU()
+    network.head = nn.Linear(16, description["num_actions"], bias=False)
+    return network
+
+
+class Tied(Tiny):
+    """Two layers with one weight, in double precision."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description)
+        self.again = nn.Linear(math.prod(description["obs_shape"]), description["num_actions"])
+        self.again.weight = self.tiny.weight
+        self.double()
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = self.tiny(obs.double().flatten(1)) + self.again(obs.double().flatten(1)) / 2
+        return values
+
+
+def tied(description: dict[str, Any]) -> nn.Module:
+    return Tied(description)
+
+
+def no_network(description: dict[str, Any]) -> int:
+    return description["num_actions"]  # type: ignore[no-any-return]
+
+
+def too_wide(description: dict[str, Any]) -> nn.Module:
+    return Tiny({**description, "num_actions": description["num_actions"] + 1})
+
+
+def of_two_types(description: dict[str, Any]) -> nn.Module:
+    network = Tiny(description)
+    network.tiny.bias = nn.Parameter(network.tiny.bias.detach().double())
+    return network

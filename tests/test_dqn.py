@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
 import warnings
@@ -15,6 +17,7 @@ import pytest
 import small_envs  # noqa: F401  (its envs are named here)
 import tiny_training
 import torch
+import torch.nn.functional as F
 
 from fastrl import dqn
 from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, shorten
@@ -317,8 +320,99 @@ def test_a_network_of_the_users_own_is_trained_by_its_name(tmp_path: Path) -> No
     assert "online.tiny.weight" in session.store.load(print).tensors
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["tiny", "from_ours", "tied"])
+def test_a_users_own_network_learns_as_autograd_says(name: str, precision: str) -> None:
+    config = preset(
+        "classic", network=f"own_network:{name}", batch=8, precision=precision, max_gradient_norm=0.0, double=True
+    )
+    description = {"kind": "q", "torso": "own", "factory": config.network, "obs_shape": [1, 4], "num_actions": 3}
+    learner = dqn.Learner(resolved(config), description)
+    theirs = copy.deepcopy(learner.online)
+    adam = torch.optim.Adam(theirs.parameters(), config.learning_rate, eps=config.optimiser_epsilon)
+    generator = np.random.default_rng(5)
+    for _ in range(5):
+        batch = {
+            "obs": torch.from_numpy(generator.standard_normal((8, 1, 4)).astype(np.float32)),
+            "action": torch.from_numpy(generator.integers(3, size=8)),
+            "reward": torch.from_numpy(generator.standard_normal(8).astype(np.float32)),
+            "discount": torch.full((8,), 0.9),
+            "next_obs": torch.from_numpy(generator.standard_normal((8, 1, 4)).astype(np.float32)),
+            "weight": torch.ones(8),
+        }
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            best = theirs(batch["next_obs"]).argmax(1, keepdim=True)
+            after = learner.target(batch["next_obs"]).gather(1, best).squeeze(1).float()
+            values = theirs(batch["obs"]).gather(1, batch["action"][:, None]).squeeze(1).float()
+        adam.zero_grad()
+        F.huber_loss(values, (batch["reward"] + batch["discount"] * after).detach()).backward()
+        adam.step()
+        learner.update(batch)
+    far = 1e-5 if precision == "fp32" else 1e-2
+    for mine, other in zip(learner.online.parameters(), theirs.parameters(), strict=True):
+        away = float((mine.detach() - other.detach()).norm() / other.detach().norm())
+        assert away < far
+
+
+@pytest.mark.parametrize("changes", [{"dueling": True}, {"network": "own_network:from_ours"}, {"hidden_units": ()}])
+def test_reduced_precision_trains_whatever_the_network_is(tmp_path: Path, changes: dict[str, Any]) -> None:
+    small = {"env": "CartPole-v1", "network": "mlp", "steps": 300, "evaluate_every_steps": 0, "precision": "bf16"}
+
+    assert run(tmp_path, "reduced", "classic", **{**small, **changes}).updates == 100
+
+
+def test_what_layers_share_is_saved_and_goes_on(tmp_path: Path) -> None:
+    small = {"env": "CartPole-v1", "evaluate_every_steps": 0, "network": "own_network:tied"}
+    session = run(tmp_path, "tied", "classic", steps=200, **small)
+
+    tensors = session.store.load(print).tensors  # type: ignore[union-attr]
+    assert torch.equal(tensors["online.tiny.weight"], tensors["online.again.weight"])
+    longer = dataclasses.replace(session.config, steps=300)
+    assert dqn.train(longer, resume_run=session.run.path).steps == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "own_network:no_network"}, r"network: 'own_network:no_network' gave int, and should give a torch"),
+        (
+            {"network": "own_network:too_wide"},
+            r"'own_network:too_wide' says \(2, 3\) of 2 observations of shape \(1, 4\), a",
+        ),
+        (
+            {"network": "own_network:of_two_types"},
+            r"its parameters are torch.float32, torch.float64, and should be of one",
+        ),
+        ({"hidden_units": (), "dueling": True}, r"a duelling one needs a hidden layer"),
+        ({"n_step": 10**9}, r"n_step: 1000000000 is outside \[1, \d+\]"),
+        ({"env": "PnogNoFrameskip-v4"}, r"nor an env of Gymnasium; did you mean 'pong'"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "refused", "classic", **{"env": "CartPole-v1", "network": "mlp", "steps": 300, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_that_is_refused_has_changed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = run(tmp_path, "whole", "classic", env="CartPole-v1", network="mlp", steps=200, evaluate_every_steps=0)
+    before = {path: path.read_bytes() for path in session.run.path.rglob("*") if path.is_file()}
+
+    fewer = dataclasses.replace(session.config, steps=100)
+    with pytest.raises(ValueError, match=r"steps: 100 are fewer than the 200 that .*whole has behind it"):
+        dqn.train(fewer, resume_run=session.run.path)
+    monkeypatch.setattr(FlatAdam, "tensors", lambda self: {"momentum": self._mean})
+    more = dataclasses.replace(session.config, steps=400)
+    with pytest.raises(ValueError, match=r"its saved state has mean, square, updates, and should have momentum"):
+        dqn.train(more, resume_run=session.run.path)
+
+    assert {path: path.read_bytes() for path in session.run.path.rglob("*") if path.is_file()} == before
+
+
 def test_unknown_envs_and_networks_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither an Atari game nor an env of Gymnasium"):
+    with pytest.raises(ValueError, match="neither an Atari game nor an env of Gymnasium; did you mean 'breakout'"):
         run(tmp_path, "a", env="BreakotNoFrameskip-v4")
     with pytest.raises(ValueError, match="'natur' is unknown; did you mean 'nature'"):
         run(tmp_path, "b", network="natur")

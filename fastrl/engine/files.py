@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     written = read_regular(path, MOST_JSON_BYTES)
     try:
-        head, body = written.split(b"\n", 1)
+        head, _, body = written.partition(b"\n")
         said = json.loads(head)
         if len(body) != said["bytes"] or zlib.crc32(body) != said["crc32"]:
             raise DamagedFile(f"{path}: its checksum is not the one that was saved")

@@ -56,6 +56,17 @@ def nearest(given: str, offered: list[str]) -> str:
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
+def nearest_games(env_id: str) -> str:
+    """The end of an error message: the games whose names are most like ``env_id``."""
+    by_plain_name = {_plain(game): game for game in playable_games()}
+    hint = nearest(_plain(_bare(env_id)), list(by_plain_name))
+    return re.sub(r"'(\w+)'", lambda m: repr(by_plain_name.get(m[1], m[1])), hint)
+
+
+def _bare(env_id: str) -> str:
+    return re.sub(r"^(ALE|fastrl)/|(NoFrameskip|Deterministic)?-v\d+$", "", env_id)
+
+
 def find_game(env_id: str) -> Game:
     """What ``env_id`` means.
 
@@ -71,7 +82,7 @@ def find_game(env_id: str) -> Game:
         match = form.fullmatch(env_id)
         if match and _plain(match["game"]) in by_plain_name:
             return Game(by_plain_name[_plain(match["game"])], sticky)
-    bare = re.sub(r"^(ALE|fastrl)/|(NoFrameskip|Deterministic)?-v\d+$", "", env_id)
+    bare = _bare(env_id)
     if _plain(bare) in by_plain_name:
         camel = "".join(part.title() for part in by_plain_name[_plain(bare)].split("_"))
         raise ValueError(
@@ -81,11 +92,9 @@ def find_game(env_id: str) -> Game:
         )
     if _plain(bare) in {_plain(game) for game in NOT_PLAYABLE}:
         raise ValueError(f"env_id: '{env_id}' has no single-player mode and cannot be played by a pool")
-    hint = nearest(_plain(bare), list(by_plain_name))
-    hint = re.sub(r"'(\w+)'", lambda m: repr(by_plain_name.get(m[1], m[1])), hint)
     raise ValueError(
         f"env_id: '{env_id}' is not an Atari game that ale-py brings"
-        f"{hint or '; some are breakout, ms_pacman and pong'} (all {len(playable_games())}: "
+        f"{nearest_games(env_id) or '; some are breakout, ms_pacman and pong'} (all {len(playable_games())}: "
         f"python -c 'import fastrl; print(*fastrl.games())')"
     )
 

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
-from fastrl.engine.games import find_game
+from fastrl.engine.games import find_game, nearest_games
 from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.mujoco_tasks import task_ids
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
@@ -380,7 +380,10 @@ def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
             **changes,
         )
     except gymnasium.error.UnregisteredEnv as error:
-        raise ValueError(f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium: {error}") from None
+        hint = nearest_games(env_id) or "."
+        raise ValueError(
+            f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium{hint} Gymnasium says: {error}"
+        ) from None
     except gymnasium.error.DependencyNotInstalled as error:
         raise ValueError(f"env: '{env_id}' needs a package that is not installed: {error}") from None
 

@@ -351,6 +351,10 @@ class Replay:
         self._require_here("boundary")
         return list(self._ring.published())
 
+    def require(self, batch: int, n_step: int = 1) -> None:
+        """Raise ValueError if no such batch could ever be drawn from a replay of this size."""
+        self._lender.form(batch, n_step)
+
     def buffer(self, batch: int, n_step: int = 1, pin_memory: bool = False) -> BatchBuffer:
         """Memory for :meth:`sample`'s ``out``; ``pin_memory`` for copies to a GPU while something else runs."""
         form = self._lender.form(batch, n_step)

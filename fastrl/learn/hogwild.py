@@ -31,15 +31,23 @@ class FlatNetwork:
     """A network whose parameters, and whose gradients, lie one after the other in one vector each.
 
     Filters keep the order in which convolutions on channels-last images want them.
+
+    Raises:
+        ValueError: they are of different types, so that no vector holds them.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         parameters = list(network.parameters())
         size = sum(p.numel() for p in parameters)
-        device = parameters[0].device
-        self.values = torch.empty(size, device=device)
-        self.gradient = torch.zeros(size, device=device)
+        kinds = {parameter.dtype for parameter in parameters}
+        if len(kinds) != 1 or not parameters[0].is_floating_point():
+            raise ValueError(
+                f"network: its parameters are {', '.join(sorted(map(str, kinds))) or 'none'}, and should be of one "
+                f"floating type, since they are kept as one vector"
+            )
+        self.values = torch.empty(size, dtype=parameters[0].dtype, device=parameters[0].device)
+        self.gradient = torch.zeros_like(self.values)
         at = 0
         for parameter in parameters:
             end = at + parameter.numel()

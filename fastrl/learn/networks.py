@@ -76,6 +76,8 @@ class QNetwork(nn.Module):
         actions = int(description["num_actions"])
         if self.dueling:
             # The paper gives each stream its own hidden layer; they share all but the torso's last one.
+            if len(self.torso) < 3:
+                raise ValueError("network: a duelling one needs a hidden layer before its heads; give --hidden-units")
             last = self.torso[-2]
             assert isinstance(last, nn.Linear)
             self.torso = nn.Sequential(*list(self.torso)[:-2])
@@ -226,11 +228,28 @@ def build(
         words = np.random.SeedSequence(list(seed) if seed is not None else 0).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
         network = make(description)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"network: '{own}' gave {type(network).__name__}, and should give a torch.nn.Module")
         if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic):
             network.begin_orthogonal()
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def require_answer(network: nn.Module, obs: Tensor, width: int, name: str) -> None:
+    """Raise unless a user's own network says ``width`` numbers of each of two observations. It learns nothing by it."""
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        said = network(obs)
+    network.train(was_training)
+    shape = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+    if shape != (len(obs), width):
+        raise ValueError(
+            f"network: '{name}' says {shape} of {len(obs)} observations of shape {tuple(obs.shape[1:])}, and should "
+            f"say {(len(obs), width)}, a value of each action"
+        )
 
 
 def described(

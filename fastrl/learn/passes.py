@@ -2,7 +2,7 @@
 
 Small networks spend as long in autograd's bookkeeping as in half of their products, and large ones write a gradient of
 megabytes into new memory at each update. Where a network is nothing but convolutions and linear layers with ReLUs
-between them, its way back is written out here; any other goes through autograd, and on a GPU all do.
+between them, its way back is written out here; any other goes through autograd.
 """
 
 from __future__ import annotations
@@ -36,20 +36,25 @@ class Pass(Protocol):
 
 
 def pass_of(flat: FlatNetwork, precision: str = "fp32") -> Pass:
-    """The fastest way through this network.
+    """The fastest way through a network that :func:`fastrl.learn.networks.build` made; a user's own is :class:`Traced`.
 
     Args:
         flat: the network.
         precision: fp32 or bf16, of its products; of a network that acts by numbers (DDPG's) only fp32.
     """
     network = flat.network
-    convolves = any(isinstance(part, nn.Conv2d) for part in network.modules())
+    if isinstance(network, (Actor, Critic, QNetwork)) and _is_written_out(network):
+        convolves = any(isinstance(part, nn.Conv2d) for part in network.modules())
+        # A GPU has its own ways for convolutions, and what it captured would not hear that copies are stale.
+        if flat.values.device.type == "cpu" or not (convolves or precision == "bf16"):
+            return WrittenOut(network, precision)
+    return Traced(flat, precision)
+
+
+def _is_written_out(network: Actor | Critic | QNetwork) -> bool:
+    """Whether it is a chain of convolutions and linear layers."""
     normed = any(isinstance(part, nn.BatchNorm1d) for part in network.modules())
-    chain = isinstance(network, (Actor, Critic)) or (isinstance(network, QNetwork) and not network.dueling)
-    if not chain or normed or (convolves and flat.values.device.type != "cpu"):
-        return Traced(flat, precision)
-    assert isinstance(network, (Actor, Critic, QNetwork))
-    return WrittenOut(network, precision)
+    return not normed and not (isinstance(network, QNetwork) and network.dueling)
 
 
 class Traced:
@@ -63,7 +68,7 @@ class Traced:
         with torch.enable_grad(), torch.autocast(self._device, torch.bfloat16, enabled=self._reduced):
             self._action = None if action is None else action.detach().requires_grad_()
             said: Tensor = self._flat.network(obs) if self._action is None else self._flat.network(obs, self._action)
-        self._said = said.float()
+            self._said = said.float()  # still within the graph
         return self._said.detach()
 
     def backward(self, slope: Tensor) -> None:

@@ -252,6 +252,10 @@ class _Run:
                 f"as statistics of a normalisation; workers share parameters only, so use layers without buffers"
             )
         self.model = FlatNetwork(built)
+        if self.model.values.dtype != torch.float32:
+            raise ValueError(
+                f"network: {config.network} has parameters of {self.model.values.dtype}; what workers share is float32"
+            )
         self.device = torch.device(config.device)
         self.shared = SharedParameters(
             self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies, self.device

@@ -64,6 +64,12 @@ def digest(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str
 
 def _serialised(tensors: Mapping[str, torch.Tensor]) -> bytes:
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    seen: set[tuple[int, int]] = set()
+    for name, tensor in plain.items():  # what layers share is saved with each: the format knows no sharing
+        place = (tensor.data_ptr(), tensor.numel())
+        if place in seen:
+            plain[name] = tensor.clone()
+        seen.add(place)
     return bytes(safetensors.torch.save(plain))
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from fastrl.engine.budget import usable_cores
 
+_MOST_TORCH_THREADS = 1024  # OpenMP crashes with too many
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -38,9 +40,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         require_whole(self, "seed", 0, 2**63 - 1)
-        for name, least in (("threads", 1), ("torch_threads", 1), ("checkpoint_every_steps", 1)):
+        for name, most in (("threads", None), ("torch_threads", _MOST_TORCH_THREADS), ("checkpoint_every_steps", None)):
             if getattr(self, name) is not None:
-                require_whole(self, name, least)
+                require_whole(self, name, 1, most)
         for name, least in (
             ("log_every_steps", 1),
             ("keep_checkpoints", 1),

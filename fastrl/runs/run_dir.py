@@ -74,6 +74,11 @@ class RunDir:
         path = runs_directory / name
         try:
             runs_directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"runs: {runs_directory} is no directory and cannot be made ({error.strerror}); give another --runs"
+            ) from None
+        try:
             path.mkdir(mode=0o755)
         except FileExistsError:
             raise FileExistsError(

@@ -69,6 +69,11 @@ class Resumed:
         return found
 
     @property
+    def updates(self) -> int:
+        """That were made before."""
+        return int(self.checkpoint.state["session"]["updates"])
+
+    @property
     def env_states(self) -> list[bytes] | None:
         """The envs as they were, if they could be saved and the replay that belongs to them, if any, is there."""
         count = self.checkpoint.state["env_states"]
@@ -196,6 +201,12 @@ class Session:
         before, path = self.run.description, self.run.path
         if self.run.algorithm != algorithm:
             raise NotARun(f"resume: {path} is a run of {self.run.algorithm}, this is {algorithm}")
+        played = resumed.checkpoint.steps
+        if settings["steps"] != self.run.config["steps"] and settings["steps"] < played:
+            raise ValueError(
+                f"steps: {settings['steps']:,} are fewer than the {played:,} that {path} has behind it; give more, or "
+                f"leave out --steps"
+            )
         if changes := changed_settings(self.run.config, settings):
             raise NotARun(
                 f"resume: {path} would become another run: {'; '.join(changes)}; start a new run for that, or leave "
@@ -406,10 +417,9 @@ class Session:
             }
             self.store.save(self.steps, everything, whole)
         except OSError as error:
-            self.note(
-                f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, the last whole checkpoint is "
-                f"at {next(iter(self.store.steps_saved()), None)} steps"
-            )
+            whole_steps = self.store.steps_saved()
+            kept = f"the last whole checkpoint is at {whole_steps[0]:,} steps" if whole_steps else "there is none yet"
+            self.note(f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, {kept}")
             if not self._tidy_first and self.steps in self.store.steps_saved():
                 self._newest_steps = self.steps  # whole, only what it replaces could not be deleted
             self._tidy_first = True
@@ -445,9 +455,12 @@ class Session:
         if not saved:
             # Not "finished", nor a success: what was learned since the last checkpoint is gone with this process.
             self.exit_code = self.exit_code or 1
+            whole_steps = self.store.steps_saved()
             self.note(
-                f"the last {self.steps - next(iter(self.store.steps_saved()), 0):,} steps are not saved; make room and "
-                f"go on with --resume {self.run.path}"
+                f"the last {self.steps - whole_steps[0]:,} steps are not saved; make room and go on with --resume "
+                f"{self.run.path}"
+                if whole_steps
+                else f"nothing of these {self.steps:,} steps is saved; make room and start again"
             )
         elif self.exit_code == 0:
             try:
