@@ -296,7 +296,7 @@ def test_settings_that_shape_learning_cannot_change(stopped: Path, tmp_path: Pat
         a_run(tmp_path, found, learning_rate=0.25),
     ):
         pass
-    with a_run(tmp_path, found, steps=5, keep_checkpoints=7, log_every_steps=3) as again:
+    with a_run(tmp_path, found, steps=500, keep_checkpoints=7, log_every_steps=3) as again:
         assert again.session.config.keep_checkpoints == 7
 
 
