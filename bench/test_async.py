@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from fastrl import a3c
 from fastrl.engine.budget import usable_cores
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.flat import FlatNetwork
+from fastrl.learn.hogwild import SharedParameters
 from fastrl.learn.networks import build
 from fastrl.runs import command_line
 from fastrl.runs.asynchronous import make_envs

@@ -50,10 +50,11 @@ def in_halves(pool: Any, actions: np.ndarray) -> Callable[[], None]:
 
     def run() -> None:
         pool.send(actions[0], np.arange(NUM_ENVS))
-        for sent, row in enumerate(halves, start=3):
+        for row in halves[2:]:  # the first two halves are under way
             envs = pool.recv()[-1]["env_id"]
-            if sent <= len(halves):
-                pool.send(row[envs], envs)
+            pool.send(row[envs], envs)
+        for _ in range(2):
+            pool.recv()
 
     return run
 

@@ -79,8 +79,9 @@ class Config(AsyncOptions):
 PRESETS: Presets = {
     # Mnih et al. 2016, and what its authors wrote in e-mails about the values that it leaves out.
     "paper": {},
-    # What learns Pong in an hour on two cores (results/README.md): the optimiser of a2c, workers that do not wait for
-    # each other, A3C's network, and games enough in each that its products are worth it. More cores: more --workers.
+    # What learns Pong in seven to eight million steps (results/README.md): the optimiser of a2c, workers that do not
+    # wait for each other, A3C's network, and games enough in each that its products are worth it. More cores: more
+    # --workers.
     "fast": {
         "steps": 10_000_000,
         "workers": 2,

@@ -37,7 +37,7 @@ from torch import Tensor
 from fastrl._command import run
 from fastrl.engine.played_envs import Played
 from fastrl.engine.recorded_envs import Game
-from fastrl.learn.hogwild import FlatNetwork
+from fastrl.learn.flat import FlatNetwork
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.async_worker import AsyncWorker, ProcessWorker

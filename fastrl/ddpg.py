@@ -39,8 +39,8 @@ from fastrl.engine.batches import Batch
 from fastrl.engine.recorded_envs import RecordedGymnasium, is_atari
 from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import bring
+from fastrl.learn.flat import FlatNetwork
 from fastrl.learn.graphs import Captured
-from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build, under
 from fastrl.learn.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from fastrl.learn.optimisers import FlatAdam

@@ -36,10 +36,10 @@ from fastrl.engine.protocol import DEFAULT_STACK
 from fastrl.engine.recorded_envs import RecordedAtari, RecordedEnvs, RecordedGymnasium, evaluation_protocol, is_atari
 from fastrl.learn.acting import Answers
 from fastrl.learn.feeding import make_feeder
+from fastrl.learn.flat import FlatNetwork, clip_norm
 from fastrl.learn.graphs import Captured
-from fastrl.learn.hogwild import FlatNetwork
 from fastrl.learn.networks import build, described, named_factory, require_answer, under
-from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, FlatOptimiser, shorten
+from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, FlatOptimiser
 from fastrl.learn.passes import Traced, pass_of
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
@@ -318,7 +318,7 @@ class Learner:
             values = all_values.gather(1, batch["action"][:, None]).squeeze(1)
             loss = td_loss(self.config, values, target, batch["weight"])
         self.online_pass.backward(*torch.autograd.grad(loss, all_values))
-        norm = shorten(self.flat.gradient, self.config.max_gradient_norm)
+        norm = clip_norm(self.flat.gradient, self.config.max_gradient_norm)
         self.optimiser.step()
         self.online_pass.weights_changed()
         self.errors.copy_((values - target).abs())
@@ -476,9 +476,7 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     facts = {"rules_fingerprint": envs.rules_fingerprint, "replay_capacity": envs.replay.capacity}
     envs.replay.require(config.batch, config.n_step)
     if ":" in config.network:
-        kind = torch.uint8 if atari else torch.float32
-        blank = torch.zeros((2, *network["obs_shape"]), dtype=kind, device=learner.device)
-        require_answer(learner.online, blank, envs.num_actions, config.network)
+        require_answer(network, learner.online, envs.replay.obs_dtype)
     if resumed:
         learner.load(resumed.checkpoint.tensors, resumed.updates)
     exploration = seeds.generator(config.seed, "exploration")

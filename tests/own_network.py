@@ -40,6 +40,18 @@ def tiny_actor_critic(description: dict[str, Any]) -> nn.Module:
     return TinyActorCritic(description)
 
 
+class ValuesInAColumn(TinyActorCritic):
+    """As many users write it."""
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, values = super().forward(obs)
+        return logits, values[:, None]
+
+
+def values_in_a_column(description: dict[str, Any]) -> nn.Module:
+    return ValuesInAColumn(description)
+
+
 class FailsLater(TinyActorCritic):
     """Gives nan once it was asked often enough."""
 

@@ -25,7 +25,8 @@ import torch
 from scripted_envs import random_games, two_games
 
 from fastrl import a3c
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters, SharedRMSProp, clip_norm
+from fastrl.learn.flat import FlatNetwork, clip_norm
+from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
@@ -431,6 +432,10 @@ def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
         run(tmp_path, "b", env="Pendulum-v1", network="mlp")
     with pytest.raises(ValueError, match=r"network: own_network:normed has buffers \(running_mean"):
         run(tmp_path, "c", network="own_network:normed")
+    with pytest.raises(ValueError, match=r"says \(\(2, 6\), \(2, 1\)\) of .* and should say \(\(2, 6\), \(2,\)\)"):
+        run(tmp_path, "c", network="own_network:values_in_a_column")
+    with pytest.raises(ValueError, match=r"says \(2, 6\) of .* each action's logit and, beside it, one value"):
+        run(tmp_path, "c", network="own_network:tiny")
     with pytest.raises(ValueError, match="device: 'cuda' was asked for, but torch finds no GPU here"):
         run(tmp_path, "d", device="cuda")
     assert not list(tmp_path.iterdir())

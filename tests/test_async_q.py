@@ -17,7 +17,8 @@ import torch
 from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
 
 from fastrl import async_q
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.flat import FlatNetwork
+from fastrl.learn.hogwild import SharedParameters
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs import asynchronous
 from fastrl.runs.session import Session
@@ -324,6 +325,8 @@ def test_a_network_of_the_users_own_is_trained_by_its_name(tmp_path: Path) -> No
     session = run(tmp_path, "own", network="own_network:tiny", steps=100)
 
     assert "policy.tiny.weight" in session.store.load(print).tensors
+    with pytest.raises(ValueError, match=r"says \(2, 7\) of 2 observations of shape .* say \(2, 6\)"):
+        run(tmp_path, "wide", network="own_network:too_wide")
 
 
 def test_cartpole_is_learned_in_seconds(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tiny_training import TINY_PONG, preset
 
 import fastrl
 from fastrl import a3c, async_q
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.flat import FlatNetwork
+from fastrl.learn.hogwild import SharedParameters
 from fastrl.learn.networks import build
 from fastrl.runs import asynchronous
 from fastrl.runs.device_groups import GroupWorker

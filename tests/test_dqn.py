@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from fastrl import dqn
-from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, shorten
+from fastrl.learn.flat import clip_norm
+from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp
+from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.options import resolved
 from fastrl.runs.session import Session
 
@@ -185,7 +187,7 @@ def test_rmsprop_is_the_published_code_in_float64() -> None:
 def test_a_gradient_is_shortened_to_the_norm_that_is_allowed(most: float, factor: float) -> None:
     gradient = torch.tensor([3.0, 4.0])
 
-    norm = shorten(gradient, most)
+    norm = clip_norm(gradient, most)
 
     assert norm.item() == 5.0
     assert gradient.tolist() == pytest.approx([3.0 * factor, 4.0 * factor], rel=1e-6)
@@ -246,6 +248,8 @@ def test_presets_are_whole_configurations(name: str) -> None:
         ({"batch": 4000, "replay_capacity": 80}, "batch: 4,000 transitions are more than the replay holds; .* is 80"),
         ({"discount": 1.5}, "discount: 1.5 is outside"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is outside"),
+        ({"optimiser_epsilon": 0.0}, "optimiser_epsilon: 0.0 is outside"),
+        ({"torch_threads": 100_000}, r"torch_threads: 100000 is not a whole number in \[1, 1024\]"),
         ({"target_every_steps": 1_001}, "no multiple of update_every_steps"),
         ({"evaluation_epsilon": -1}, "evaluation_epsilon: -1 is outside"),
         ({"seed": -1}, "seed: -1 is not"),
@@ -409,6 +413,30 @@ def test_a_resume_that_is_refused_has_changed_nothing(tmp_path: Path, monkeypatc
         dqn.train(more, resume_run=session.run.path)
 
     assert {path: path.read_bytes() for path in session.run.path.rglob("*") if path.is_file()} == before
+
+
+def test_runs_that_cannot_lie_there_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OSError, match=r"runs: .*/file is no directory and cannot be made \(File exists\); give another"
+    ):
+        run(tmp_path / "file", "a", "classic", env="CartPole-v1", network="mlp")
+
+
+def test_a_run_that_was_never_saved_does_not_offer_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "save", full)
+
+    session = run(tmp_path, "a", "classic", env="CartPole-v1", network="mlp", steps=200, evaluate_every_steps=0)
+
+    said = capsys.readouterr().out
+    assert session.exit_code == 1
+    assert "training goes on, there is none yet" in said
+    assert "nothing of these 200 steps is saved; make room and start again" in said
 
 
 def test_unknown_envs_and_networks_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters, SharedRMSProp, clip_norm
+from fastrl.learn.flat import FlatNetwork, clip_norm
+from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build
 
 DESCRIPTION = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 3}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from own_network import Tiny
 
-from fastrl.learn.hogwild import FlatNetwork
+from fastrl.learn.flat import FlatNetwork
 from fastrl.learn.networks import QNetwork, build
 from fastrl.learn.passes import Traced, WrittenOut, pass_of
 

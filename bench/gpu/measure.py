@@ -30,7 +30,8 @@ from fastrl import a3c, ddpg, dqn
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.played_envs import played_envs
 from fastrl.learn.feeding import CopyFeeder, bring
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters
+from fastrl.learn.flat import FlatNetwork
+from fastrl.learn.hogwild import SharedParameters
 from fastrl.learn.networks import build
 from fastrl.runs import command_line
 from fastrl.runs.metrics import read_metrics

@@ -34,6 +34,7 @@ class PlayedAtari:
     """Games of an :class:`AtariPool`."""
 
     first_action = 0  # what 0 is to the env
+    obs_dtype = np.dtype(np.uint8)
 
     def __init__(self, env_id: str, num_envs: int, protocol: str | Protocol, threads: int | None, seed: int) -> None:
         self._pool = AtariPool(env_id, num_envs, protocol, threads=threads, seed=seed, autoreset="same_step")
@@ -86,6 +87,7 @@ class PlayedGymnasium:
     """Gymnasium's own envs, one after the other. They cannot be saved."""
 
     frames_per_step = 1
+    obs_dtype = np.dtype(np.float32)
     rules_fingerprint: str | None = None
 
     def __init__(self, env_id: str, num_envs: int, seed: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -237,19 +238,33 @@ def build(
     return network
 
 
-def require_answer(network: nn.Module, obs: Tensor, width: int, name: str) -> None:
-    """Raise unless a user's own network says ``width`` numbers of each of two observations. It learns nothing by it."""
+def require_answer(description: Mapping[str, Any], network: nn.Module, obs_dtype: npt.DTypeLike) -> None:
+    """Raise unless a user's own network says of two observations what its kind is to say. It learns nothing by it."""
+    obs = torch.from_numpy(np.zeros((2, *description["obs_shape"]), obs_dtype)).to(next(network.parameters()).device)
     was_training = network.training
     network.eval()
     with torch.no_grad():
         said = network(obs)
     network.train(was_training)
-    shape = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
-    if shape != (len(obs), width):
+    number, actions = len(obs), int(description["num_actions"])
+    expected: Any = (number, actions)
+    meaning = "a value of each action"
+    if description["kind"] == "actor_critic":
+        expected = ((number, actions), (number,))
+        meaning = "each action's logit and, beside it, one value"
+    shape = _shape(said)
+    if shape != expected:
         raise ValueError(
-            f"network: '{name}' says {shape} of {len(obs)} observations of shape {tuple(obs.shape[1:])}, and should "
-            f"say {(len(obs), width)}, a value of each action"
+            f"network: '{description['factory']}' says {shape} of {number} observations of shape "
+            f"{tuple(obs.shape[1:])}, and should say {expected}, {meaning}"
         )
+
+
+def _shape(said: Any) -> Any:
+    """Of a tensor, or of each of several; of anything else the name of its type."""
+    if isinstance(said, Tensor):
+        return tuple(said.shape)
+    return tuple(_shape(one) for one in said) if isinstance(said, tuple) else type(said).__name__
 
 
 def described(

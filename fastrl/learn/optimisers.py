@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
-def shorten(gradient: Tensor, most: float) -> Tensor:
-    """Scale ``gradient`` down to the norm ``most`` if it is longer; 0 leaves it. Returns the norm that it had.
-
-    On a GPU nobody waits for the norm.
-    """
-    norm: Tensor = gradient.norm()
-    if most > 0 and (gradient.device.type != "cpu" or float(norm) > most):
-        gradient.mul_((most / (norm + 1e-6)).clamp_(max=1.0))
-    return norm
-
-
-class FlatOptimiser:
+class FlatOptimiser(ABC):
     """Moves a network whose parameters are one vector: no optimiser of torch's finds its parameters as fast.
 
     Args:
@@ -31,9 +21,9 @@ class FlatOptimiser:
         self._values, self._gradient = values, gradient
         self._mean, self._square = torch.zeros_like(values), torch.zeros_like(values)
 
+    @abstractmethod
     def step(self) -> None:
         """Move the values by their gradient."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it remembers."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fastrl.learn.hogwild import FlatNetwork
+from fastrl.learn.flat import FlatNetwork
 from fastrl.learn.networks import Actor, Critic, QNetwork
 
 _BACK_THROUGH_CONVOLUTION = torch.ops.aten.convolution_backward

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fastrl.engine.played_envs import Played, PlayedEnvs
 from fastrl.engine.recorded_envs import Game
+from fastrl.learn.flat import FlatNetwork, clip_norm
 from fastrl.learn.halves import halves
-from fastrl.learn.hogwild import FlatNetwork, SharedParameters, SharedRMSProp, clip_norm
+from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build, named_factory
 from fastrl.runs import seeds
 from fastrl.runs.traps import NonFiniteLoss, Traps
@@ -145,7 +146,7 @@ class ProcessWorker(AsyncWorker):
         """Apply the gradient of ``loss``; returns its norm before it was clipped."""
         self.local.gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_norm(self.local.gradient, self.config.max_gradient_norm)
+        norm = float(clip_norm(self.local.gradient, self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise NonFiniteLoss(
                 f"train: the gradient is {norm} after {steps_before:,} steps, and must be finite; the last checkpoint "

@@ -26,8 +26,9 @@ from fastrl.engine.played_envs import PlayedEnvs, played_envs
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.recorded_envs import Game, evaluation_protocol, is_atari
 from fastrl.engine.shared_memory import SharedMemoryHandle
-from fastrl.learn.hogwild import FlatNetwork, SharedHandle, SharedParameters
-from fastrl.learn.networks import build, described, named_factory
+from fastrl.learn.flat import FlatNetwork
+from fastrl.learn.hogwild import SharedHandle, SharedParameters
+from fastrl.learn.networks import build, described, named_factory, require_answer
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.async_worker import ProcessWorker
@@ -256,6 +257,8 @@ class _Run:
             raise ValueError(
                 f"network: {config.network} has parameters of {self.model.values.dtype}; what workers share is float32"
             )
+        if ":" in config.network:
+            require_answer(self.network, built, envs.obs_dtype)
         self.device = torch.device(config.device)
         self.shared = SharedParameters(
             self.model.values.numel(), 1 if config.alone else config.workers, recipe.copies, self.device

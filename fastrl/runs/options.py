@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fastrl.engine.budget import usable_cores
 
-_MOST_TORCH_THREADS = 1024  # OpenMP crashes with too many
+_MOST_TORCH_THREADS = 1024  # OpenMP crashes with a hundred thousand
 
 
 @dataclass(frozen=True, kw_only=True)

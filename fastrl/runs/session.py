@@ -417,8 +417,8 @@ class Session:
             }
             self.store.save(self.steps, everything, whole)
         except OSError as error:
-            whole_steps = self.store.steps_saved()
-            kept = f"the last whole checkpoint is at {whole_steps[0]:,} steps" if whole_steps else "there is none yet"
+            earlier = self.store.steps_saved()
+            kept = f"the last whole checkpoint is at {earlier[0]:,} steps" if earlier else "there is none yet"
             self.note(f"checkpoint at {self.steps:,} steps failed ({error}); training goes on, {kept}")
             if not self._tidy_first and self.steps in self.store.steps_saved():
                 self._newest_steps = self.steps  # whole, only what it replaces could not be deleted
@@ -455,11 +455,11 @@ class Session:
         if not saved:
             # Not "finished", nor a success: what was learned since the last checkpoint is gone with this process.
             self.exit_code = self.exit_code or 1
-            whole_steps = self.store.steps_saved()
+            earlier = self.store.steps_saved()
             self.note(
-                f"the last {self.steps - whole_steps[0]:,} steps are not saved; make room and go on with --resume "
+                f"the last {self.steps - earlier[0]:,} steps are not saved; make room and go on with --resume "
                 f"{self.run.path}"
-                if whole_steps
+                if earlier
                 else f"nothing of these {self.steps:,} steps is saved; make room and start again"
             )
         elif self.exit_code == 0:
