@@ -15,6 +15,7 @@ from run_examples import write_run
 
 from fastrl import report
 from fastrl.runs import plots
+from fastrl.runs.curves import Curve
 from fastrl.runs.groups import find_runs, grouped, read_run
 from fastrl.runs.score_table import Row, across_games, as_csv, as_markdown, summarise
 
@@ -531,6 +532,19 @@ def test_names_of_close_references_do_not_overlap() -> None:
     heights = sorted(text.xy[1] for text in panel.texts)
     assert len(heights) == 3
     assert np.diff(heights).min() >= 0.05
+
+
+def test_the_thick_line_is_broken_where_a_seed_ends() -> None:
+    from matplotlib.figure import Figure
+
+    panel = Figure().add_subplot()
+    centre = np.array([0.0, 1.0, 2.0, -5.0, -4.0])
+    curve = Curve(np.arange(5.0), centre, centre, centre, np.array([2, 2, 2, 1, 1]))
+    plots._draw_centre(panel, curve, 1.0, "black", "-")
+
+    assert [list(line.get_xdata()) for line in panel.lines] == [[0, 1, 2], [3, 4]]
+    assert [line.get_linestyle() for line in panel.lines] == ["-", ":"]
+    assert [(text.get_text(), text.xy) for text in panel.texts] == [("n=1", (3.0, -5.0))]
 
 
 def test_a_game_outside_every_table_has_no_reference_lines() -> None:

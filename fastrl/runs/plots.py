@@ -171,26 +171,21 @@ def _counted(seeds: int) -> str:
 
 
 def _draw_centre(panel: Axes, curve: Curve, unit: float, colour: str, dashes: Any) -> None:
-    """The thick line; where seeds are missing it is dotted, and each change of their number is written at it."""
-    everyone = curve.count == curve.count.max()
-    style: dict[str, Any] = {"color": colour, "linewidth": 2.2, "solid_capstyle": "round"}
-    if len(curve.x) == 1:
-        panel.plot(curve.x / unit, curve.centre, "o", color=colour)
-        return
-    panel.plot(curve.x / unit, np.where(everyone, curve.centre, np.nan), linestyle=dashes, **style)
-    # Joined to the solid part: the points beside it are drawn in both.
-    beside = ~everyone | np.append(~everyone[1:], False) | np.append(False, ~everyone[:-1])
-    panel.plot(curve.x / unit, np.where(beside, curve.centre, np.nan), linestyle=":", **style)
+    """The thick line: dotted where seeds are missing, broken where their number changes (that step is not theirs)."""
     changes = np.flatnonzero(np.diff(curve.count)) + 1
-    for point in changes[curve.count[changes] < curve.count.max()]:
-        panel.annotate(
-            f"n={curve.count[point]}",
-            (curve.x[point] / unit, curve.centre[point]),
-            xytext=(6, 9),
-            textcoords="offset points",
-            color=colour,
-            fontsize=8,
-        )
+    for points in np.split(np.arange(len(curve.x)), changes):
+        x, centre, seeds = curve.x[points] / unit, curve.centre[points], curve.count[points[0]]
+        whole = seeds == curve.count.max()
+        if len(points) == 1:
+            panel.plot(x, centre, "o", color=colour, markersize=6 if whole else 3)
+        else:
+            panel.plot(
+                x, centre, linestyle=dashes if whole else ":", color=colour, linewidth=2.2, solid_capstyle="round"
+            )
+        if not whole:
+            panel.annotate(
+                f"n={seeds}", (x[0], centre[0]), xytext=(7, -11), textcoords="offset points", color=colour, fontsize=8
+            )
 
 
 def _draw_references(panel: Axes, game: str | None, convention: str) -> None:
