@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from contest import Contest, table
 
+import fastrl  # noqa: F401  before torch, as in a training: it says how long torch's idle threads watch for work
+
 _contests: list[Contest] = []
 
 

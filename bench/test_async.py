@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from apart import apart
 
 from fastrl import a3c
 from fastrl.engine.budget import usable_cores
@@ -133,9 +134,9 @@ def test_a2c_steps(contest: Any, quick: bool, precision: str) -> None:
         warnings.simplefilter("ignore")  # the peer's
         try:
             check_answer()
-            others["SB3"] = sb3(rounds, processes=False)
+            others["SB3"] = apart(sb3)(rounds, processes=False)
             if not quick:
-                others["SB3, processes"] = sb3(rounds, processes=True)
+                others["SB3, processes"] = apart(sb3)(rounds, processes=True)
         except ImportError as error:
             made.missing.append(f"SB3 ({error})")
         made.run(ours(rounds, precision), others, times)

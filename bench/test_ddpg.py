@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from apart import apart
 from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
 from fastrl import ddpg
@@ -195,7 +196,7 @@ def test_training_steps(contest: Any, quick: bool, threads: int) -> None:
     steps, rounds = (50, 1) if quick else (600, 5)
     check_answer(threads)
     match = contest(f"ddpg halfcheetah, {threads} threads", "steps/s", steps, limit="products")
-    others = {"products": matrix_products(steps, threads), **match.peers({"SB3": sb3}, steps, threads)}
+    others = {"products": matrix_products(steps, threads), **match.peers({"SB3": apart(sb3)}, steps, threads)}
     compare(match, ours(steps, threads), others, rounds)
 
 

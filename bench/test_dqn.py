@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from apart import apart, environment
 from breakout import ENV, NETWORK, batch_of
 from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
@@ -89,7 +90,9 @@ def cleanrl(checkout: str, steps: int) -> Callable[[], float]:
             "--learning-starts", "40", "--buffer-size", "10000", "--no-cuda",
         ]  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            told = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout
+            told = subprocess.run(
+                command, capture_output=True, text=True, cwd=folder, check=True, env=environment()
+            ).stdout
         return steps / float(re.findall(r"SPS: (\d+)", told)[-1])
 
     return run
@@ -140,7 +143,7 @@ def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str
     steps, rounds = (40, 1) if quick else (600, 5)
     check_answer()
     match = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
-    others = {"bare updates": bare_updates(steps // 4, precision), **match.peers({"SB3": sb3}, steps)}
+    others = {"bare updates": bare_updates(steps // 4, precision), **match.peers({"SB3": apart(sb3)}, steps)}
     checkout = os.environ.get("FASTRL_BENCH_CLEANRL")
     if checkout:
         others["CleanRL"] = cleanrl(checkout, steps)

@@ -8,7 +8,8 @@
 
 ``fastrl.load("runs/pong").act(obs)`` uses what a run has learned.
 
-Importing fastrl imports no torch and no mujoco; trainers, ``load`` and pools do, when they need them.
+Importing fastrl imports no torch and no mujoco; trainers, ``load`` and pools do, when they need them. It sets
+GOMP_SPINCOUNT, unless somebody did, so that torch's idle threads leave their cores to the emulating ones.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from fastrl.engine.games import playable_games as games
 from fastrl.engine.mujoco_pool import MujocoPool
 from fastrl.engine.native import __version__, build_info
 from fastrl.engine.observer import Observer
+from fastrl.engine.openmp import let_idle_threads_sleep
 from fastrl.engine.prefetch import Prefetcher
 from fastrl.engine.protocol import Protocol, protocol
 from fastrl.engine.registration import register
@@ -57,4 +59,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'fastrl' has no attribute '{name}'")
 
 
+let_idle_threads_sleep()
 register()
