@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -182,54 +183,46 @@ class Worker(ProcessWorker):
 
     sums = ("policy_loss", "value_loss", "entropy", "grad_norm", "value_mean")
 
-    def _features(self, obs: Tensor) -> Tensor:
-        with self.autocast():
-            return self.first_half(obs)
-
-    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        with self.autocast():
-            logits, values = self.rest(features)
-        return logits.float(), values.float()
-
     def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
         """Snapshot, play, apply."""
         config = self.config
-        self.optimiser.snapshot(self.local.values)
+        self.snapshot()
         seen: list[Tensor] = []
-        features: list[Tensor] = []
+        said: list[Tensor] = []  # logits and, in the last column, values
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.t_max):
             seen.append(torch.from_numpy(self.obs))
-            features.append(self._features(seen[-1]))
-            with torch.no_grad():
-                logits, _ = self._heads(features[-1])
-            chosen.append(sample(logits, self.generator))
+            said.append(self.way.forward(seen[-1], further=bool(played)))
+            chosen.append(sample(said[-1][:, :-1], self.generator))
             played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
             self.obs = played[-1].obs
         target = self._targets(played)
-        logits, values = self._heads(torch.cat(features))
-        logits, values = logits.view(*target.shape, -1), values.view(target.shape)
-        loss, found = round_loss(config, logits, values, torch.from_numpy(np.stack(chosen)), target)
-        norm = self.apply(loss, steps_before)
+        all_said = torch.cat(said).requires_grad_()
+        by_step = all_said.view(*target.shape, -1)
+        chosen_actions = torch.from_numpy(np.stack(chosen))
+        loss, found = round_loss(config, by_step[..., :-1], by_step[..., -1], chosen_actions, target)
+        norm = self.apply(torch.autograd.grad(loss, all_said)[0], steps_before)
         self.look(seen, chosen)
         means = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) | {"grad_norm": norm}
         return len(played) * self.envs.num_envs, games, [means[name] for name in self.sums]
 
     def _targets(self, played: list[Played]) -> Tensor:
-        with torch.no_grad():
-            last = self._heads(self._features(torch.from_numpy(self.obs)))[1]
-            cut = None
-            if any(one.cut_obs for one in played):
-                cut = torch.zeros(len(played), self.envs.num_envs)
-                for step, one in enumerate(played):
-                    for env, obs in one.cut_obs.items():
-                        cut[step, env] = self._heads(self._features(torch.from_numpy(obs[None])))[1][0]
+        last = self._values(self.obs)
+        cut = None
+        if any(one.cut_obs for one in played):
+            cut = torch.zeros(len(played), self.envs.num_envs)
+            for step, one in enumerate(played):
+                for env, obs in one.cut_obs.items():
+                    cut[step, env] = self._values(obs[None])[0]
         reward = torch.from_numpy(np.stack([one.reward for one in played]))
         over = np.stack([one.terminated | one.truncated for one in played])
         return returns(reward, torch.from_numpy(1 - over.astype(np.float32)), last, self.config.discount, cut)
+
+    def _values(self, obs: npt.NDArray[Any]) -> Tensor:
+        return self.way.look(torch.from_numpy(obs))[:, -1]
 
 
 class Group(GroupWorker):

@@ -223,12 +223,6 @@ class Explorer(AsyncWorker):
         """Between rounds, all that it is beside the shared parameters."""
         return {**super().state(), "chosen": None if self.chosen is None else self.chosen.tolist()}
 
-    def values_of(self, model: FlatNetwork, obs: Tensor) -> Tensor:
-        """Of all actions, (envs, actions)."""
-        with self.autocast():
-            values: Tensor = model.network(obs)
-        return values.float()
-
     def epsilons(self, steps: int) -> npt.NDArray[np.float64]:
         """Of each game, after so many steps of all workers."""
         frames = steps * self.envs.frames_per_step
@@ -240,58 +234,61 @@ class Explorer(AsyncWorker):
         random = self.generator.random(len(greedy)) < epsilons
         return np.where(random, self.generator.integers(self.envs.num_actions, size=len(greedy)), greedy)
 
-    def refresh_target(self, steps: int) -> None:
-        """The worker that first comes past a multiple of the period copies; who comes at the same time does so too."""
+    def refresh_target(self, steps: int) -> bool:
+        """The worker that first comes past a multiple of the period copies; who comes at the same time does so too.
+
+        Returns whether this worker's target network has changed.
+        """
         shared = self.shared
         period = steps * self.envs.frames_per_step // self.config.target_every_frames
         if period > shared.refreshes:
             shared.further[0].copy_(shared.values)
             shared.refreshes = period
         refresh = shared.refreshes  # read first: a copy that is of a later one is made once more
-        if refresh != self.target_refresh:
-            self.target.values.copy_(shared.further[0])
-            self.target_refresh = refresh
+        if refresh == self.target_refresh:
+            return False
+        self.target.values.copy_(shared.further[0])
+        self.target_refresh = refresh
+        return True
 
 
 class Worker(Explorer, ProcessWorker):
     """Plays rounds and applies their gradients."""
 
-    def _heads(self, features: Tensor) -> Tensor:
-        with self.autocast():
-            values: Tensor = self.rest(features)
-        return values.float()
+    def start(self, state: dict[str, Any] | None) -> None:
+        """Begin, or go on from what :meth:`state` gave."""
+        super().start(state)
+        self.target_way = self.way_of(self.target)
 
     def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
         """Snapshot, play, apply; and refresh the target network when it is due."""
         config = self.config
-        self.refresh_target(steps_before)
-        self.optimiser.snapshot(self.local.values)
+        if self.refresh_target(steps_before):
+            self.target_way.weights_changed()
+        self.snapshot()
         epsilons = self.epsilons(steps_before)
         seen: list[Tensor] = []
-        features: list[Tensor] = []
+        said: list[Tensor] = []
         chosen: list[npt.NDArray[np.int64]] = []
         played: list[Played] = []
         games: list[Game] = []
         while not self.complete(played, config.round_steps if config.n_step == 1 else config.n_step):
             seen.append(torch.from_numpy(self.obs))
-            with self.autocast():
-                features.append(self.first_half(seen[-1]))
+            said.append(self.way.forward(seen[-1], further=bool(played)))
             if self.chosen is None:
-                with torch.no_grad():
-                    self.chosen = self.explore(self._heads(features[-1]).argmax(1).numpy(), epsilons)
+                self.chosen = self.explore(said[-1].argmax(1).numpy(), epsilons)
             chosen.append(self.chosen)
             self.chosen = None
             played.append(self.envs.step(chosen[-1]))
             games += played[-1].games
             self.obs = played[-1].obs
         if config.sarsa:
-            with torch.no_grad():
-                values = self.values_of(self.local, torch.from_numpy(self.obs))
-                self.chosen = self.explore(values.argmax(1).numpy(), epsilons)
+            self.chosen = self.explore(self.way.look(torch.from_numpy(self.obs)).argmax(1).numpy(), epsilons)
         target = self._targets(played, chosen)
-        values = self._heads(torch.cat(features)).view(*target.shape, -1)
+        all_said = torch.cat(said).requires_grad_()
+        values = all_said.view(*target.shape, -1)
         loss, found = round_loss(values, torch.from_numpy(np.stack(chosen)), target)
-        norm = self.apply(loss, steps_before)
+        norm = self.apply(torch.autograd.grad(loss, all_said)[0], steps_before)
         self.look(seen, list(values.detach().argmax(-1).numpy()))
         sums = {**{name: float(part) for name, part in found.items()}, "epsilon": epsilons.mean(), "grad_norm": norm}
         return len(played) * self.envs.num_envs, games, [float(sums[name]) for name in self.sums]
@@ -302,18 +299,18 @@ class Worker(Explorer, ProcessWorker):
         terminated = torch.from_numpy(np.stack([one.terminated for one in played]).astype(np.float32))
         cut = torch.zeros(len(played), envs)
         cut_value = torch.zeros(len(played), envs)
-        with torch.no_grad():
-            for step, one in enumerate(played):
-                for env, obs in one.cut_obs.items():
-                    cut[step, env] = 1
-                    cut_value[step, env] = self.values_of(self.target, torch.from_numpy(obs[None])).max()
-            if config.n_step != 1:
-                after = self.values_of(self.target, torch.from_numpy(self.obs))
-            else:  # all that follows in one batch
-                after = self.values_of(self.target, torch.from_numpy(np.concatenate([one.obs for one in played])))
-                after = after.view(len(played), envs, -1)
-            following = torch.from_numpy(np.stack([*chosen[1:], chosen[-1] if self.chosen is None else self.chosen]))
-            return round_targets(config, reward, terminated, cut, cut_value, after, following)
+        look = self.target_way.look
+        for step, one in enumerate(played):
+            for env, obs in one.cut_obs.items():
+                cut[step, env] = 1
+                cut_value[step, env] = look(torch.from_numpy(obs[None])).max()
+        if config.n_step != 1:
+            after = look(torch.from_numpy(self.obs))
+        else:  # all that follows in one batch
+            after = look(torch.from_numpy(np.concatenate([one.obs for one in played])))
+            after = after.view(len(played), envs, -1)
+        following = torch.from_numpy(np.stack([*chosen[1:], chosen[-1] if self.chosen is None else self.chosen]))
+        return round_targets(config, reward, terminated, cut, cut_value, after, following)
 
 
 class Group(Explorer, GroupWorker):
@@ -324,6 +321,12 @@ class Group(Explorer, GroupWorker):
         self._epsilons = np.empty(0)
         self._epsilon = torch.zeros((), device=self.device)
         super().start(state)
+
+    def values_of(self, model: FlatNetwork, obs: Tensor) -> Tensor:
+        """Of all actions, (envs, actions)."""
+        with self.autocast():
+            values: Tensor = model.network(obs)
+        return values.float()
 
     def before_round(self, steps_before: int) -> None:
         """Refresh the target network when it is due."""

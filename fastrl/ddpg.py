@@ -247,7 +247,7 @@ class Learner:
     def _update_from_batch(self) -> None:
         obs, action, next_obs = self.batch["obs"], self._taken(), self.batch["next_obs"]
 
-        next_values = self.target_critic_pass.forward(next_obs, self.target_actor_pass.forward(next_obs))
+        next_values = self.target_critic_pass.look(next_obs, self.target_actor_pass.look(next_obs))
         target = targets(self.batch["reward"], self.batch["discount"], next_values)
         values = self.critic_pass.forward(obs, action)
         self.critic_pass.backward(critic_slope(values, target))

@@ -40,7 +40,7 @@ from fastrl.learn.flat import FlatNetwork, clip_norm
 from fastrl.learn.graphs import Captured
 from fastrl.learn.networks import build, described, named_factory, require_answer, under
 from fastrl.learn.optimisers import FlatAdam, FlatCentredRMSProp, FlatOptimiser
-from fastrl.learn.passes import Traced, pass_of
+from fastrl.learn.passes import pass_of
 from fastrl.learn.schedules import linear
 from fastrl.runs import command_line, seeds
 from fastrl.runs.actor_processes import ActorProcesses
@@ -265,8 +265,10 @@ class Learner:
         self.online, self.target = self.flat.network, followed.network
         self.target.requires_grad_(False)
         self._target_values = followed.values
-        way = Traced if factory else pass_of
-        self.online_pass, self.target_pass = (way(flat, config.precision) for flat in (self.flat, followed))
+        own = factory is not None
+        self.online_pass, self.target_pass = (
+            pass_of(flat, config.precision, own=own) for flat in (self.flat, followed)
+        )
         numbers = (self.flat.values, self.flat.gradient, config.learning_rate)
         self.optimiser: FlatOptimiser
         if config.optimiser == "adam":
@@ -309,8 +311,8 @@ class Learner:
     @torch.no_grad()
     def _update_from_batch(self) -> None:
         batch = self.batch
-        next_values = self.target_pass.forward(batch["next_obs"])
-        next_choice = self.online_pass.forward(batch["next_obs"]) if self.config.double else None
+        next_values = self.target_pass.look(batch["next_obs"])
+        next_choice = self.online_pass.look(batch["next_obs"]) if self.config.double else None
         target = targets(batch["reward"], batch["discount"], next_values, next_choice)
         all_values = self.online_pass.forward(batch["obs"])
         with torch.enable_grad():

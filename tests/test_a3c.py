@@ -28,6 +28,7 @@ from fastrl import a3c
 from fastrl.learn.flat import FlatNetwork, clip_norm
 from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build, named_factory
+from fastrl.learn.passes import Traced
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
@@ -239,14 +240,14 @@ def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
 
 
 @pytest.mark.parametrize("envs", [1, 2])
-def test_a_network_in_halves_learns_as_a_whole_one(envs: int) -> None:
+def test_a_round_is_learned_from_alike_by_hand_and_by_autograd(envs: int) -> None:
     moved = []
-    for whole in (True, False):
+    for traced in (True, False):
         config = preset("paper", workers=1, envs_per_worker=envs)
         network = {"kind": "actor_critic", "torso": "a3c", "obs_shape": [4, 84, 84], "num_actions": 6}
         worker = a_worker(config, random_games(10, envs, (4, 84, 84), 6, seed=5), network)
-        if whole:  # the first half is nothing, as of a user's own network
-            worker.first_half, worker.rest = lambda obs: obs, worker.local.network
+        if traced:  # as a user's own network
+            worker.way = Traced(worker.local)
         began = worker.shared.values.clone()
         worker.round(0)
         worker.round(5)

@@ -265,7 +265,7 @@ def targets_are_the_networks_themselves(learner: ddpg.Learner, _: pytest.MonkeyP
 
 
 def bootstrap_from_the_taken_action(learner: ddpg.Learner, _: pytest.MonkeyPatch) -> None:
-    learner.target_actor_pass.forward = lambda obs: learner.batch["action"]  # type: ignore[method-assign]
+    learner.target_actor_pass.look = lambda obs: learner.batch["action"]  # type: ignore[method-assign]
 
 
 MISTAKES = [

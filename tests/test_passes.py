@@ -71,9 +71,13 @@ def test_a_critics_way_back_is_autograds_for_weights_and_for_the_action(units: t
         same(written, traced)
 
 
-def q_network(torso: str, **more: Any) -> FlatNetwork:
+def network_of(kind: str, torso: str, **more: Any) -> FlatNetwork:
     obs_shape = [4, 84, 84] if torso != "mlp" else [1, OBS]
-    return FlatNetwork(build({"kind": "q", "torso": torso, "obs_shape": obs_shape, "num_actions": 6, **more}, [1]))
+    return FlatNetwork(build({"kind": kind, "torso": torso, "obs_shape": obs_shape, "num_actions": 6, **more}, [1]))
+
+
+def q_network(torso: str, **more: Any) -> FlatNetwork:
+    return network_of("q", torso, **more)
 
 
 def seen_by(torso: str, generator: torch.Generator) -> torch.Tensor:
@@ -102,6 +106,60 @@ def test_action_values_way_back_is_autograds(torso: str, precision: str) -> None
     assert far_from(written_said, said) < far
     assert far_from(written_gradient, gradient) < far
     assert written_said.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "torso"),
+    [("actor_critic", "nature"), ("actor_critic", "a3c"), ("actor_critic", "mlp"), ("q", "a3c"), ("q", "mlp")],
+)
+def test_a_rounds_way_back_is_autograds(kind: str, torso: str, precision: str) -> None:
+    network = network_of(kind, torso, hidden_units=[9, 7])
+    generator = torch.Generator().manual_seed(4)
+    steps = [seen_by(torso, generator)[:rows] for rows in (3, 1, 4)]
+    slope = torch.randn((8, 7 if kind == "actor_critic" else 6), generator=generator)
+    found = []
+    for way in (Traced(network, precision), pass_of(network, precision)):
+        way.forward(seen_by(torso, generator))  # a round before, which is forgotten
+        said = []
+        for place, obs in enumerate(steps):
+            said.append(way.forward(obs, further=place > 0).clone())
+            assert torch.equal(way.look(obs), said[-1])  # remembers nothing
+        network.gradient.fill_(7)
+        way.backward(slope)
+        found.append((torch.cat(said), network.gradient.clone()))
+
+    assert type(way) is WrittenOut
+    (said_traced, traced), (said_written, written) = found
+    far = 2e-6 if precision == "fp32" else 2e-2
+    assert far_from(said_written, said_traced) < far
+    assert far_from(written, traced) < far
+
+
+def test_an_actor_critic_says_logits_and_then_the_value() -> None:
+    network = network_of("actor_critic", "a3c")
+    obs = seen_by("a3c", torch.Generator().manual_seed(0))
+    logits, values = network.network(obs)
+    said = pass_of(network).look(obs)
+    same(said[:, :-1], logits)
+    same(said[:, -1], values)
+
+
+def test_two_heads_follow_their_weights_once_told() -> None:
+    network = network_of("actor_critic", "a3c")
+    way = pass_of(network)
+    obs = seen_by("a3c", torch.Generator().manual_seed(0))
+    way.look(obs)
+    network.values.mul_(0.5)
+    way.weights_changed()
+
+    same(way.look(obs)[:, -1], network.network(obs)[1])
+
+
+def test_what_a_user_changed_goes_through_autograd() -> None:
+    network = network_of("actor_critic", "a3c")
+    assert isinstance(pass_of(network), WrittenOut)
+    assert isinstance(pass_of(network, own=True), Traced)
 
 
 def far_from(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -19,9 +19,9 @@ from torch import Tensor
 from fastrl.engine.played_envs import Played, PlayedEnvs
 from fastrl.engine.recorded_envs import Game
 from fastrl.learn.flat import FlatNetwork, clip_norm
-from fastrl.learn.halves import halves
 from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build, named_factory
+from fastrl.learn.passes import Pass, pass_of
 from fastrl.runs import seeds
 from fastrl.runs.traps import NonFiniteLoss, Traps
 from fastrl.runs.workers import as_text, from_text
@@ -94,10 +94,6 @@ class AsyncWorker(ABC):
         """Look out for the quiet ways in which training fails; one worker of a run is enough."""
         self.traps = Traps(self.local.network, note)
 
-    def autocast(self) -> Any:
-        """The precision of the networks' products."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def look(self, obs: Sequence[Tensor], actions: Sequence[npt.NDArray[np.int64]]) -> None:
         """Once a round was applied: show the traps what was seen and chosen."""
         if self.traps is None:
@@ -119,7 +115,11 @@ class ProcessWorker(AsyncWorker):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.hurried: Callable[[], bool] = lambda: False  # whether a round is to end after the step under way
-        self.first_half, self.rest = halves(self.local.network)
+        self.way = self.way_of(self.local)
+
+    def way_of(self, flat: FlatNetwork) -> Pass:
+        """Through one of its networks."""
+        return pass_of(flat, self.config.precision, own=named_factory(self.config.network) is not None)
 
     @abstractmethod
     def round(self, steps_before: int) -> tuple[int, list[Game], list[float]]:
@@ -142,10 +142,14 @@ class ProcessWorker(AsyncWorker):
         over = len(played) == steps if steps else bool(played[-1].terminated[0] | played[-1].truncated[0])
         return over or self.hurried()
 
-    def apply(self, loss: Tensor, steps_before: int) -> float:
-        """Apply the gradient of ``loss``; returns its norm before it was clipped."""
-        self.local.gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+    def snapshot(self) -> None:
+        """Take the shared parameters as its own."""
+        self.optimiser.snapshot(self.local.values)
+        self.way.weights_changed()
+
+    def apply(self, slope: Tensor, steps_before: int) -> float:
+        """Apply the gradient for ``slope``, of all that was said in the round; returns its norm, not clipped."""
+        self.way.backward(slope)
         norm = float(clip_norm(self.local.gradient, self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise NonFiniteLoss(

@@ -80,6 +80,10 @@ class GroupWorker(AsyncWorker):
         self._games: list[Game] = []
         self._preferred: list[npt.NDArray[np.int64]] = []
 
+    def autocast(self) -> Any:
+        """The precision of the networks' products."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
     # ---- what algorithms say
 
     @abstractmethod
