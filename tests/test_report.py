@@ -67,9 +67,9 @@ def test_runs_that_differ_only_in_seed_and_name_are_one_group(tmp_path: Path) ->
 
 
 def test_how_a_run_was_kept_and_on_how_many_cores_makes_no_group(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", seed=1, config={"threads": 2, "log_every_steps": 5000, "runs": "runs", "device": "cpu"})
-    write_run(tmp_path / "b", seed=2, config={"threads": 16, "log_every_steps": 100, "runs": "/x", "device": "cpu"})
-    write_run(tmp_path / "c", seed=3, config={"threads": 16, "log_every_steps": 100, "runs": "/x", "device": "cuda"})
+    write_run(tmp_path / "a", seed=1, config={"threads": 2, "steps": 5000, "runs": "runs", "device": "cpu"})
+    write_run(tmp_path / "b", seed=2, config={"threads": 16, "steps": 100, "runs": "/x", "device": "cpu"})
+    write_run(tmp_path / "c", seed=3, config={"threads": 16, "steps": 100, "runs": "/x", "device": "cuda"})
 
     groups, _ = grouped(find_runs([tmp_path]))
 

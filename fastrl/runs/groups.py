@@ -17,10 +17,11 @@ from fastrl.runs.run_dir import FORMAT
 from fastrl.runs.tables import read_columns, without_redone
 
 # What the runs of one group may differ in: their seeds, and what shapes neither learning nor its measurement. The
-# device and the precision are not among it, though they should not matter: that is what a report can show.
+# device and the precision are not among it, though they should not matter: that is what a report can show. How many
+# steps were wished for changes nothing before they are reached; how many were taken is shown.
 _NO_SETTING = frozenset({
-    "seed", "seeds", "name", "runs", "threads", "torch_threads", "tensorboard", "histograms", "log_every_steps",
-    "checkpoint_every_minutes", "checkpoint_every_steps", "keep_checkpoints", "checkpoint_replay",
+    "seed", "seeds", "name", "runs", "steps", "threads", "torch_threads", "tensorboard", "histograms",
+    "log_every_steps", "checkpoint_every_minutes", "checkpoint_every_steps", "keep_checkpoints", "checkpoint_replay",
     "evaluate_every_steps", "evaluation_episodes",
 })  # fmt: skip
 
