@@ -9,9 +9,12 @@ from typing import Any, Protocol, TypeVar
 
 from gymnasium import spaces
 
+from fastrl.engine.recorded_envs import is_atari
 from fastrl.engine.replay import Replay
 from fastrl.runs import seeds
 from fastrl.runs.session import Resumed, Session, resume, torch_threads
+
+_LARGE_CAPACITY = 100_000  # of frames: 0.7 GB
 
 
 class _Envs(Protocol):
@@ -33,12 +36,21 @@ def opened(
     resumed = None
     if resume_run is not None:
         resumed = resume(resume_run, without_replay=without_replay, accept_changed_bits=accept_changed_bits)
+    _say_what_takes_long(config)
     envs = make_envs(config, resumed)
     try:
         with torch_threads(config.torch_threads or 1):
             yield envs, resumed
     finally:
         envs.close()
+
+
+def _say_what_takes_long(config: Any) -> None:
+    """Gigabytes of frames are had from the machine up front, so that none is missing later."""
+    capacity = getattr(config, "replay_capacity", 0)
+    if is_atari(config.env) and (capacity == "auto" or capacity >= _LARGE_CAPACITY):
+        steps = capacity if capacity == "auto" else f"{capacity:,}"
+        print(f"making a replay of {steps} steps: all its memory is taken now, which can take a while", flush=True)
 
 
 def envs_seed(config: Any, resumed: Resumed | None) -> int:
