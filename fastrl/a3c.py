@@ -70,6 +70,7 @@ class Config(AsyncOptions):
         require_whole(self, "t_max", 0)
         require_number(self, "entropy_weight", 0, 1e3)
         require_number(self, "value_weight", 0, 1e3)
+        self.require_one_game_for_whole_episodes("t_max")
 
     @property
     def steps_per_round(self) -> int:

@@ -93,6 +93,7 @@ class Config(AsyncOptions):
                 raise ValueError(f"epsilon_finals: {value} is outside [0, 1]")
         if self.sarsa and self.n_step != 1:
             raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
+        self.require_one_game_for_whole_episodes("n_step")
 
     @property
     def steps_per_round(self) -> int:

@@ -48,7 +48,9 @@ from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.norms import gradient_norms, histograms_of, parameter_norm
 from fastrl.runs.opening import envs_seed, opened, refill, refusal_of_choices
 from fastrl.runs.options import (
+    AtariReward,
     RunOptions,
+    require_atari_reward,
     require_layers,
     require_number,
     require_room_for_a_batch,
@@ -66,6 +68,7 @@ class Config(RunOptions):
 
     preset: str = "nature"  # where the values come from that are not given
     protocol: str = "nature"  # the rules of an Atari game, see `fastrl protocols`
+    reward: AtariReward | None = None  # of an Atari game; sign and clipped agree; default: the protocol's
     steps: int = 50_000_000  # of all games together; 50M steps are 200M frames (the paper's text)
     num_envs: int = 16  # games side by side (the paper: 1)
     replay_capacity: int | Literal["auto"] = 1_000_000  # transitions (table: "replay memory size")
@@ -371,6 +374,7 @@ class Learner:
 
 def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorProcesses:
     """The games, and the replay that they are recorded in."""
+    require_atari_reward(config)
     if config.actor_processes:
         return make_actor_processes(config, resumed)
     shared: dict[str, Any] = {
@@ -385,6 +389,7 @@ def make_envs(config: Config, resumed: Resumed | None) -> RecordedEnvs | ActorPr
             config.num_envs,
             config.replay_capacity,
             protocol=config.protocol,
+            protocol_changes={"reward": config.reward},
             threads=config.threads,
             **shared,
         )
@@ -405,6 +410,7 @@ def make_actor_processes(config: Config, resumed: Resumed | None) -> ActorProces
         config.actor_processes,
         config.replay_capacity,
         protocol=config.protocol,
+        reward=config.reward,
         threads=config.threads,
         seed=envs_seed(config, resumed),
         replay_seed=seeds.whole(config.seed, "replay"),

@@ -16,7 +16,7 @@ class Counting(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Args:
         spoilt_at: the step of an episode at which something is no number.
-        what: "reward", "observation", "overflow".
+        what: "reward", "observation", "overflow", or "error": that it raises.
         actions: the space of actions.
     """
 
@@ -40,6 +40,8 @@ class Counting(gymnasium.Env[np.ndarray, np.ndarray]):
         self._step += 1
         obs, reward = np.array([self._episode, float(self._step)]), float(self._step)
         if self._step == self._spoilt_at:
+            if self._what == "error":
+                raise RuntimeError("out of order")
             if self._what == "reward":
                 reward = float("nan")
             else:
@@ -129,8 +131,12 @@ for _name in ("Counting", "Unbounded", "Matrix", "Motionless", "Switches"):
     gymnasium.register(f"test/{_name}-v0", globals()[_name], disable_env_checker=True)
 for _name, _space in NO_VECTORS.items():
     gymnasium.register(f"test/{_name}-v0", Shown, kwargs={"space": _space}, disable_env_checker=True)
-for _what in ("reward", "observation", "overflow"):
-    gymnasium.register(
-        f"test/Spoilt-{_what}-v0", Counting, kwargs={"spoilt_at": 3, "what": _what}, disable_env_checker=True
-    )
+for _what in ("reward", "observation", "overflow", "error"):
+    for _kind, _actions in {"": None, "Choice": spaces.Discrete(2)}.items():
+        gymnasium.register(
+            f"test/Spoilt{_kind}-{_what}-v0",
+            Counting,
+            kwargs={"spoilt_at": 3, "what": _what, "actions": _actions},
+            disable_env_checker=True,
+        )
 gymnasium.register(UNEVEN, Uneven)

@@ -20,15 +20,17 @@ from typing import Any
 import golden_updates
 import numpy as np
 import pytest
+import small_envs  # noqa: F401  registers them
 import tiny_training
 import torch
-from scripted_envs import random_games, two_games
+from scripted_envs import ScriptedEnvs, played, random_games, rows, two_games
 
 from fastrl import a3c
 from fastrl.learn.flat import FlatNetwork, clip_norm
 from fastrl.learn.hogwild import SharedParameters, SharedRMSProp
 from fastrl.learn.networks import build, named_factory
 from fastrl.learn.passes import Traced
+from fastrl.runs.asynchronous import make_envs
 from fastrl.runs.checkpoint import CheckpointStore
 from fastrl.runs.session import Session
 from fastrl.runs.traps import NonFiniteLoss
@@ -232,11 +234,34 @@ def test_the_gradient_is_clipped_and_what_is_not_finite_is_not_applied() -> None
 
 
 def test_whole_episodes_end_a_round_and_so_does_a_wished_pause() -> None:
-    config = preset("paper", workers=1, envs_per_worker=2, t_max=0)
-    assert a_worker(config, two_games()).round(0)[0] == 2 * 2  # the first game's end
-    hurried = a_worker(config, two_games())
+    config = preset("paper", workers=1, t_max=0)
+    steps = [played(rows(2), [1]), played(rows(3), [0], terminated=[0]), played(rows(4), [0])]
+    assert a_worker(config, ScriptedEnvs(rows(1), steps, 2)).round(0)[0] == 2
+    hurried = a_worker(config, ScriptedEnvs(rows(1), steps, 2))
     hurried.hurried = lambda: True
-    assert hurried.round(0)[0] == 2
+    assert hurried.round(0)[0] == 1
+
+
+def test_whole_episodes_are_of_one_game_at_a_time() -> None:
+    with pytest.raises(ValueError, match=r"t_max: 0 stands for .* would have 2 games; give --envs-per-worker 1, or"):
+        preset("paper", workers=1, envs_per_worker=2, t_max=0)
+    with pytest.raises(ValueError, match=r"would have 3 games; give --no-sync, --envs-per-worker 1, or t_max of at"):
+        preset("paper", workers=3, sync=True, t_max=0)
+    assert preset("paper", workers=3, t_max=0).steps_per_round == 0
+
+
+def test_a_network_of_the_users_own_is_asked_as_it_is() -> None:
+    config = preset("paper", workers=1, envs_per_worker=2)
+    network = {
+        "kind": "actor_critic", "factory": "own_network:from_our_actor_critic", "torso": "own", "obs_shape": [1, 4],
+        "hidden_units": [5], "num_actions": 3,
+    }  # fmt: skip
+    worker = a_worker(config, random_games(3, 2, (1, 4), 3, seed=0), network)
+    obs = torch.randn(6, 1, 4)
+    logits, values = worker.local.network(obs)
+
+    assert torch.equal(worker.way.look(obs), torch.cat([logits, values[:, None]], 1))
+    assert float(values.detach().mean()) > 900
 
 
 @pytest.mark.parametrize("envs", [1, 2])
@@ -442,6 +467,54 @@ def test_what_cannot_be_trained_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("what", ["reward", "observation", "overflow"])
+def test_an_env_that_gives_no_number_is_named(tmp_path: Path, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"step: test/SpoiltChoice-{what}-v0 gave env 0 an? (reward|observation) of"):
+        run(tmp_path, "spoilt", env=f"test/SpoiltChoice-{what}-v0", network="mlp")
+
+
+def test_an_env_that_raises_is_named_below_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of order") as raised:
+        run(tmp_path, "raises", env="test/SpoiltChoice-error-v0", network="mlp")
+    assert raised.value.__notes__ == ["(raised by test/SpoiltChoice-error-v0, an env that fastrl only steps)"]
+
+
+def test_games_are_saved_as_bytes_beside_small_states(tmp_path: Path) -> None:
+    session = run(tmp_path, "run", steps=40)
+    saved = session.store.load(print)
+    assert saved is not None
+    assert [worker["state"]["envs"] for worker in saved.state["trainer"]["workers"]] == [2]
+    assert {"env.0", "env.1"} <= saved.tensors.keys()
+    assert len(json.dumps(saved.state)) < 20_000
+
+
+def test_envs_that_cannot_be_saved_go_on_with_other_episodes() -> None:
+    def first(env: str, steps_before: int) -> np.ndarray:
+        envs = make_envs(preset("paper", env=env), 1, "x", 1, steps_before)
+        shown = envs.start().copy()
+        envs.close()
+        return shown
+
+    assert np.array_equal(first("CartPole-v1", 0), first("CartPole-v1", 0))
+    assert not np.array_equal(first("CartPole-v1", 0), first("CartPole-v1", 70))
+    assert np.array_equal(first("PongNoFrameskip-v4", 0), first("PongNoFrameskip-v4", 70))  # is loaded
+
+
+def test_rewards_are_as_asked_for(tmp_path: Path) -> None:
+    def largest(reward: Any) -> float:
+        envs = make_envs(preset("paper", env="SpaceInvadersNoFrameskip-v4", reward=reward), 4, "x", 1)
+        envs.start()
+        actions = np.arange(400 * 4).reshape(400, 4) // 7 % envs.num_actions
+        most = max(float(envs.step(row).reward.max()) for row in actions)
+        envs.close()
+        return most
+
+    assert [largest(reward) for reward in (None, "sign", "clipped")] == [1, 1, 1]
+    assert largest("raw") >= 5
+    with pytest.raises(ValueError, match="reward: 'raw' is a rule of Atari games, and CartPole-v1 is none; leave it"):
+        run(tmp_path, "cartpole", env="CartPole-v1", network="mlp", reward="raw")
+
+
 def test_verify_resume_says_that_many_workers_have_nothing_to_prove(capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--workers", "2", "--verify-resume", "100"])
@@ -556,6 +629,21 @@ def test_workers_are_replaced_and_stopped_and_go_on(tmp_path: Path) -> None:
     assert steps_logged == sorted(set(steps_logged))
     assert 0 < float(more.rows()[-1]["lag_mean"]) < 3
     assert json.loads((trainer.path / "config.json").read_text())["finished"]
+
+
+def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path) -> None:
+    few = ("--steps", "20", "--evaluate-every-steps", "1000000", "--evaluation-episodes", "1000")
+    trainer = Trainer(tmp_path, "--runs", str(tmp_path), *few)
+    trainer.until(lambda: list((trainer.path / "checkpoints").glob("*.json")))
+    time.sleep(1)
+    trainer.process.send_signal(signal.SIGTERM)
+    code = trainer.ended()
+
+    said = trainer.said.read_text()
+    assert code == 143, said
+    assert "all steps are done, but not their evaluations: those are made when the run is resumed" in said
+    assert not json.loads((trainer.path / "config.json").read_text())["finished"]
+    assert list(trainer.path.glob("checkpoints/**/*20.json")), "nothing is left to evaluate"
 
 
 def test_a_worker_that_fails_ends_the_run_with_its_number(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fastrl.runs import workers
 from fastrl.runs.workers import Board, WorkerFailed, WorkerGroup
 
 SOON_S = 60.0  # on a machine that does other things as well
@@ -132,6 +133,41 @@ def test_a_worker_that_hangs_is_ended_at_a_pause_and_replaced(toys: Callable[...
 
     assert toy.notes[0] == "worker 1 did not pause within 1 s: ended, its games are lost"
     assert toy.hello()[-1] == (1, 1, 0)
+
+
+def test_who_is_in_a_hurry_waits_less_for_a_worker_that_hangs(toys: Callable[..., Toy]) -> None:
+    toy = toys({}, {"task": "hang"})
+    toy.until(lambda: toy.board.steps[1] == 3 and toy.board.steps[0] > 3)
+    began = time.monotonic()
+    asked_from = began + 0.5
+    paused = toy.group.pause(60.0, lambda: time.monotonic() > asked_from, 1.0)
+    took_s = time.monotonic() - began
+
+    assert 1.4 < took_s < 20
+    assert [each["state"] is None for each in paused] == [False, True]
+    assert toy.notes == ["worker 1 did not pause within 1 s: ended, its games are lost"]
+
+
+def test_signals_that_reach_workers_too_are_the_trainers_affair(toys: Callable[..., Toy]) -> None:
+    toy = toys({}, {})
+    toy.until(lambda: min(toy.board.steps) >= 3)
+    for pid in toy.group.pids:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, number)
+    steps = max(toy.board.steps)
+    toy.until(lambda: min(toy.board.steps) > steps + 3)
+
+    assert (toy.died, toy.notes) == ([], [])
+
+
+def test_a_worker_that_does_not_listen_is_ended(toys: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_SEND_WITHIN_S", 0.01)  # Python takes longer to start
+    toy = toys({"ballast_of_order": "x" * 3_000_000})
+    with pytest.raises(WorkerFailed, match=r"before its first round"):
+        toy.until(lambda: False)
+
+    assert toy.notes[0] == "worker 0 did not listen within 0.01 s"
+    assert "ended (signal 9)" in toy.notes[1]
 
 
 def test_an_error_of_a_worker_arrives_with_its_number(toys: Callable[..., Toy], capfd: Any) -> None:

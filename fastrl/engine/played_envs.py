@@ -15,7 +15,15 @@ from gymnasium import spaces
 
 from fastrl.engine.atari_pool import OBS_SIDE, AtariPool
 from fastrl.engine.protocol import DEFAULT_PROTOCOL, DEFAULT_STACK, Protocol
-from fastrl.engine.recorded_envs import Game, ended_games, is_atari, make_gymnasium, require_vector
+from fastrl.engine.recorded_envs import (
+    Game,
+    ended_games,
+    finite_floats,
+    is_atari,
+    make_gymnasium,
+    named_in_errors,
+    require_vector,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,18 @@ class PlayedAtari:
     first_action = 0  # what 0 is to the env
     obs_dtype = np.dtype(np.uint8)
 
-    def __init__(self, env_id: str, num_envs: int, protocol: str | Protocol, threads: int | None, seed: int) -> None:
-        self._pool = AtariPool(env_id, num_envs, protocol, threads=threads, seed=seed, autoreset="same_step")
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        protocol: str | Protocol,
+        threads: int | None,
+        seed: int,
+        reward: str | None = None,
+    ) -> None:
+        self._pool = AtariPool(
+            env_id, num_envs, protocol, threads=threads, seed=seed, autoreset="same_step", reward=reward
+        )
         self.num_envs, self.num_actions = num_envs, self._pool.num_actions
         self.action_space = self._pool.single_action_space
         self.frames_per_step = self._pool.protocol.frame_skip
@@ -91,7 +109,7 @@ class PlayedGymnasium:
     rules_fingerprint: str | None = None
 
     def __init__(self, env_id: str, num_envs: int, seed: int) -> None:
-        self._envs, self._seed = make_gymnasium(env_id, num_envs), seed
+        self._envs, self._env_id, self._seed = make_gymnasium(env_id, num_envs), env_id, seed
         observation, self.action_space = self._envs.single_observation_space, self._envs.single_action_space
         observation = require_vector(env_id, observation)
         self.num_envs = num_envs
@@ -104,15 +122,18 @@ class PlayedGymnasium:
     def start(self, states: Sequence[bytes] | None = None) -> npt.NDArray[Any]:
         """Begin new episodes."""
         assert states is None
-        obs, _ = self._envs.reset(seed=self._seed)
+        with named_in_errors(self._env_id):
+            obs, _ = self._envs.reset(seed=self._seed)
         return self._shown(obs)
 
-    def _shown(self, obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(obs, np.float32)[:, None]
+    def _shown(self, obs: npt.NDArray[Any], first_env: int = 0) -> npt.NDArray[Any]:
+        return finite_floats(self._env_id, obs, "an observation", first_env)[:, None]
 
     def step(self, actions: npt.NDArray[np.int64]) -> Played:
         """Let all envs take a step."""
-        obs, reward, terminated, truncated, info = self._envs.step(actions + self.first_action)
+        with named_in_errors(self._env_id):
+            obs, reward, terminated, truncated, info = self._envs.step(actions + self.first_action)
+        gained = finite_floats(self._env_id, reward, "a reward")
         self._returns += reward
         self._steps += 1
         games = []
@@ -120,10 +141,10 @@ class PlayedGymnasium:
             games.append(Game(int(env), float(self._returns[env]), int(self._steps[env]), int(self._steps[env])))
             self._returns[env] = self._steps[env] = 0
         last = {
-            int(env): np.asarray(info["final_obs"][env], np.float32)[None]
+            int(env): self._shown(np.asarray(info["final_obs"][env])[None], int(env))[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
-        return Played(self._shown(obs), reward.astype(np.float32), terminated, truncated, last, games)
+        return Played(self._shown(obs), gained, terminated, truncated, last, games)
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """As :class:`PlayedAtari` does; these envs take their step when it is received."""
@@ -158,8 +179,9 @@ def played_envs(
     protocol: str | Protocol = DEFAULT_PROTOCOL,
     threads: int | None = None,
     seed: int = 0,
+    reward: str | None = None,
 ) -> PlayedEnvs:
-    """Envs of either kind; ``protocol`` and ``threads`` are for Atari games."""
+    """Envs of either kind; ``protocol``, ``threads`` and ``reward`` are for Atari games."""
     if is_atari(env_id):
-        return PlayedAtari(env_id, num_envs, protocol, threads, seed)
+        return PlayedAtari(env_id, num_envs, protocol, threads, seed, reward)
     return PlayedGymnasium(env_id, num_envs, seed)

@@ -7,9 +7,10 @@ step of every env is a decision of the agent.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +68,7 @@ class RecordedAtari:
     Args:
         env_id, num_envs, protocol, threads, seed: as for the pool.
         capacity, alpha, replay_seed: as for :class:`Replay`.
-        protocol_changes: rules that replace the protocol's own.
+        protocol_changes: rules that replace the protocol's own, where they are not None.
         resume_replay: a saved replay to go on with; then :meth:`start` is to be given the games that belong to it.
     """
 
@@ -238,7 +239,8 @@ class RecordedGymnasium:
             for env, state in enumerate(states):
                 self._returns[env], self._steps[env] = _EPISODE.unpack(state[: _EPISODE.size])
             return
-        obs, _ = self._envs.reset(seed=self._seed)
+        with named_in_errors(self._env_id):
+            obs, _ = self._envs.reset(seed=self._seed)
         for writer, first in zip(self._writers, self._recordable(obs, "an observation"), strict=True):
             writer.start(first)
 
@@ -254,7 +256,8 @@ class RecordedGymnasium:
         """Take the step and record it. Tells which episodes ended with it."""
         assert self._actions is not None, "receive: send() comes first"
         actions, self._actions = self._actions, None
-        obs, reward, terminated, truncated, info = self._envs.step(self._to_env(actions))
+        with named_in_errors(self._env_id):
+            obs, reward, terminated, truncated, info = self._envs.step(self._to_env(actions))
         self._returns += reward
         self._steps += 1
         seen, gained = self._recordable(obs, "an observation"), self._recordable(reward, "a reward")
@@ -277,22 +280,7 @@ class RecordedGymnasium:
         return games
 
     def _recordable(self, given: npt.NDArray[Any], what: str, first_env: int = 0) -> npt.NDArray[np.float32]:
-        """As 32-bit floats; a number that is none would stay in the replay, and spoil the weights once it is drawn.
-
-        Args:
-            given: of each env from ``first_env`` on.
-            what: to be named.
-            first_env: which.
-        """
-        with np.errstate(over="ignore"):
-            found: npt.NDArray[np.float32] = given.astype(np.float32)
-        if not np.isfinite(found).all():
-            env = int(np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))[0])
-            raise ValueError(
-                f"step: {self._env_id} gave env {first_env + env} {what} of {given[env].tolist()}; only finite numbers "
-                f"of 32 bits can be learned from. Have the env end the episode instead, or wrap it"
-            )
-        return found
+        return finite_floats(self._env_id, given, what, first_env)
 
     def save_state(self) -> list[bytes] | None:
         """The envs as they are, for :meth:`start`; None: these cannot be saved."""
@@ -358,6 +346,39 @@ def make_vectors(env_id: str, num_envs: int, threads: int | None = None) -> Any:
     if env_id in task_ids():
         return MujocoPool(env_id, num_envs, threads=threads, autoreset="same_step")
     return make_gymnasium(env_id, num_envs)
+
+
+def finite_floats(env_id: str, given: npt.NDArray[Any], what: str, first_env: int = 0) -> npt.NDArray[np.float32]:
+    """What envs gave as 32-bit floats. A number that is none would spoil the weights once it is learned from.
+
+    Args:
+        env_id: of the envs.
+        given: of each env from ``first_env`` on.
+        what: to be named.
+        first_env: which.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    with np.errstate(over="ignore"):
+        found: npt.NDArray[np.float32] = np.ascontiguousarray(given, np.float32)
+    if not np.isfinite(found).all():
+        env = int(np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(1))[0])
+        raise ValueError(
+            f"step: {env_id} gave env {first_env + env} {what} of {given[env].tolist()}; only finite numbers "
+            f"of 32 bits can be learned from. Have the env end the episode instead, or wrap it"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def named_in_errors(env_id: str) -> Iterator[None]:
+    """An error of the env's own says which env it was, below its traceback."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(raised by {env_id}, an env that fastrl only steps)")
+        raise
 
 
 def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:

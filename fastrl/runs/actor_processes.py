@@ -36,6 +36,7 @@ class ActorProcesses:
         processes: that play them, each its part.
         capacity: of the replay.
         protocol: the rules.
+        reward: instead of the protocol's own.
         threads: that emulate, of each process.
         seed: of the games.
         replay_seed: of what is drawn.
@@ -54,6 +55,7 @@ class ActorProcesses:
         capacity: int | Literal["auto"],
         *,
         protocol: str,
+        reward: str | None = None,
         threads: int | None,
         seed: int,
         replay_seed: int,
@@ -62,7 +64,7 @@ class ActorProcesses:
     ) -> None:
         if not 1 <= processes <= num_envs:
             raise ValueError(f"actor_processes: {processes} is outside [1, {num_envs}], the number of envs")
-        facts = AtariPool(env_id, 1, protocol, threads=1)
+        facts = AtariPool(env_id, 1, protocol, threads=1, reward=reward)
         self.num_envs = num_envs
         self.num_actions, self.frames_per_step = facts.num_actions, facts.protocol.frame_skip
         self.rules_fingerprint = facts.rules_fingerprint
@@ -86,6 +88,7 @@ class ActorProcesses:
             {
                 "env": env_id,
                 "protocol": protocol,
+                "reward": reward,
                 "threads": threads or 1,
                 "seed": seed,
                 "replay": handle,
@@ -176,6 +179,7 @@ def work(order: dict[str, Any], board: Board, line: Line) -> None:
         order["env"],
         count,
         order["protocol"],
+        reward=order["reward"],
         threads=order["threads"],
         seed=seeds.whole(order["seed"], f"actor process {index} life {order['life']}"),
         autoreset="same_step",

@@ -35,11 +35,19 @@ from fastrl.runs.async_worker import ProcessWorker
 from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.norms import gradient_norms, histograms_of
 from fastrl.runs.opening import opened, refusal_of_choices
-from fastrl.runs.options import RunOptions, require_layers, require_number, require_whole, resolved
+from fastrl.runs.options import (
+    AtariReward,
+    RunOptions,
+    require_atari_reward,
+    require_layers,
+    require_number,
+    require_whole,
+    resolved,
+)
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.session import Resumed, Session
 from fastrl.runs.traps import NonFiniteLoss
-from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup
+from fastrl.runs.workers import RUN, Board, Boundary, Line, WorkerGroup, as_text, from_text
 
 _LISTEN_S = 0.05
 _IDLE_S = 0.005
@@ -53,6 +61,7 @@ class AsyncOptions(RunOptions):
     """Options of how the work is shared out, and of the optimiser that the workers share."""
 
     protocol: str = DEFAULT_PROTOCOL  # the rules of an Atari game, see `fastrl protocols`
+    reward: AtariReward | None = None  # of an Atari game; sign and clipped agree; default: the protocol's
     steps: int = 80_000_000  # of all workers together
     workers: int = 16  # processes
     envs_per_worker: int = 1  # games of each
@@ -85,6 +94,15 @@ class AsyncOptions(RunOptions):
             )
         if self.deterministic and not self.alone:
             raise ValueError(f"deterministic: {self.unrepeatable()}")
+
+    def require_one_game_for_whole_episodes(self, name: str) -> None:
+        """Raise if rounds are whole episodes (option ``name`` is 0) of several games, which end at different times."""
+        if getattr(self, name) == 0 and self.games_per_worker > 1:
+            together = "--no-sync, --envs-per-worker 1" if self.sync else "--envs-per-worker 1"
+            raise ValueError(
+                f"{name}: 0 stands for whole episodes, which are learned from one game at a time, and a worker would "
+                f"have {self.games_per_worker} games; give {together}, or {name} of at least 1"
+            )
 
     def unrepeatable(self) -> str | None:
         """Why equal seeds do not give equal bits with these options; None: they do."""
@@ -154,7 +172,7 @@ class Recipe:
         threads = _group_threads(config) if in_groups else config.threads
 
         def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:
-            return make_envs(config, num_envs, _stream(0, 0), threads)
+            return make_envs(config, num_envs, _stream(0, 0), threads, resumed.checkpoint.steps if resumed else 0)
 
         with opened(config, first_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
             return _Run(self, config, envs, resumed).train()
@@ -175,14 +193,25 @@ def _stream(worker: int, life: int) -> str:
     return f"worker {worker} life {life}"
 
 
-def make_envs(config: Any, num_envs: int, stream: str, threads: int | None) -> PlayedEnvs:
-    """The games of one worker."""
+def make_envs(config: Any, num_envs: int, stream: str, threads: int | None, steps_before: int = 0) -> PlayedEnvs:
+    """The games of one worker.
+
+    Args:
+        config: of the run.
+        num_envs: how many.
+        stream: the worker's name among random numbers.
+        threads: that emulate.
+        steps_before: of the run. Envs that cannot be saved begin anew then, with other episodes than the run's first.
+    """
+    require_atari_reward(config)
+    later = f" from step {steps_before}" if steps_before and not is_atari(config.env) else ""
     envs = played_envs(
         config.env,
         num_envs,
         protocol=config.protocol,
         threads=threads,
-        seed=seeds.whole(config.seed, f"envs {stream}"),
+        seed=seeds.whole(config.seed, f"envs {stream}{later}"),
+        reward=config.reward,
     )
     refusal = refusal_of_choices(envs.action_space)
     if refusal is not None:
@@ -199,7 +228,7 @@ def work(order: dict[str, Any], board: Board, line: Line) -> None:
     index, stream = int(order["worker"]), _stream(order["worker"], order["life"])
     memory = SharedMemoryHandle(**order["shared"].pop("memory"))
     shared = SharedParameters.attach(SharedHandle(memory=memory, **order["shared"]))
-    envs = make_envs(config, config.envs_per_worker, stream, threads=1)
+    envs = make_envs(config, config.envs_per_worker, stream, 1, int(order["steps_before"]))
     worker = recipe.worker(config, order["network"], shared, index, envs, stream)
     worker.hurried = lambda: board.wish != RUN
     if index == 0:
@@ -223,15 +252,16 @@ class _RemoteGames:
     """What the session wants to know of games that it does not hold itself: they are in the workers' states."""
 
     frames_per_step: int
-    saved: bool  # whether the workers' states have them
+    saved: bool  # whether they can be saved
     replay: None = None
+    states: list[bytes] = dataclasses.field(default_factory=list)  # of the games of all workers, when they paused
 
     def save_state(self) -> list[bytes] | None:
-        """None are saved beside the workers' states; None: nowhere."""
-        return [] if self.saved else None
+        """As they were when the workers told."""
+        return self.states if self.saved else None
 
     def state_digest(self) -> list[str] | None:
-        """The same."""
+        """Digests are among the workers' states."""
         return [] if self.saved else None
 
 
@@ -267,6 +297,7 @@ class _Run:
             vector.copy_(self.model.values)
         self.shared.squares.fill_(config.rmsprop_first_squares)
         self.saved: dict[str, Any] | None = None
+        self.games = _RemoteGames(envs.frames_per_step, saved=is_atari(config.env))
         if resumed is not None:
             self.saved = resumed.state
             if len(self.saved["workers"]) != self.shared.workers:
@@ -277,6 +308,7 @@ class _Run:
             for name, vector in self._vectors().items():
                 vector.copy_(resumed.checkpoint.tensors[name])
             self.shared.set_counts(self.saved["counts"])
+            self._give_back_games(resumed.env_states or [])
         self.sums = np.zeros(1 + len(recipe.worker.sums))
         self._told_sums, self._told_counts = self.sums.copy(), self.shared.counts()
 
@@ -301,7 +333,27 @@ class _Run:
                 "train: parameters are not finite any more; the last checkpoint is from before. Resume from it, or "
                 "start anew with a smaller learning rate"
             )
-        return {"workers": workers, "counts": self.shared.counts(), "sums": self._unlogged()}
+        return {"workers": self._take_games(workers), "counts": self.shared.counts(), "sums": self._unlogged()}
+
+    def _take_games(self, workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Games are saved as bytes beside the tensors; what is left of the workers' states is small and plain."""
+        self.games.states = []
+        left = []
+        for worker in workers:
+            state = worker["state"]
+            if state is not None and state["envs"] is not None:
+                self.games.states += [from_text(text) for text in state["envs"]]
+                state = {**state, "envs": len(state["envs"])}
+            left.append({**worker, "state": state})
+        return left
+
+    def _give_back_games(self, games: list[bytes]) -> None:
+        assert self.saved is not None
+        remaining = iter(games)
+        for worker in self.saved["workers"]:
+            state = worker["state"]
+            if state is not None and isinstance(state["envs"], int):
+                state["envs"] = [as_text(next(remaining)) for _ in range(state["envs"])]
 
     def _unlogged(self) -> list[float]:
         return [float(value) for value in self.sums - self._told_sums]
@@ -331,10 +383,9 @@ class _Run:
             "evaluation_rules": rules,
         }
         facts: Mapping[str, Any] = {"rules_fingerprint": self.envs.rules_fingerprint}
-        games = _RemoteGames(self.envs.frames_per_step, saved=is_atari(config.env))
         if self.saved is not None:
             self.sums += self.saved["sums"]
-        with Session(recipe.algorithm, config, games, resumed=self.resumed, policy=policy, facts=facts) as session:
+        with Session(recipe.algorithm, config, self.games, resumed=self.resumed, policy=policy, facts=facts) as session:
             way = self._grouped if _in_groups(config) else self._alone if config.alone else self._together
             states = way(session)
             session.finish(self.tensors(), self.state(states))
@@ -350,9 +401,12 @@ class _Run:
             session.evaluate(self.tensors())
 
     def _alone(self, session: Session) -> list[dict[str, Any]]:
-        worker = self.recipe.worker(self.config, self.network, self.shared, 0, self.envs, _stream(0, 0))
+        config = self.config
+        worker = self.recipe.worker(config, self.network, self.shared, 0, self.envs, _stream(0, 0))
         worker.watch(session.note)
         worker.start(self.saved["workers"][0]["state"] if self.saved else None)
+        if not config.steps_per_round:  # an episode may have no end; one that ends soon leaves the run what it is
+            worker.hurried = lambda: session.stop_wished(_LAST_PAUSE_WITHIN_S)
 
         def state() -> list[dict[str, Any]]:
             return [{"life": 0, "state": worker.state()}]
@@ -406,7 +460,8 @@ class _Run:
             for index in range(self.shared.workers):
                 stream, envs = _stream(index, 0), self.envs
                 if index:
-                    envs = make_envs(config, config.games_per_worker, stream, _group_threads(config))
+                    threads = _group_threads(config)
+                    envs = make_envs(config, config.games_per_worker, stream, threads, session.steps)
                     others.append(envs)
                 groups.append(self.recipe.group(config, self.network, self.shared, index, envs, stream, self.device))
                 if index == 0:
@@ -440,6 +495,7 @@ class _Run:
             "algorithm": self.recipe.algorithm,
             "config": as_json(config),
             "network": self.network,
+            "steps_before": session.steps,
             "shared": dataclasses.asdict(self.shared.handle()),
         }
         states = self.saved["workers"] if self.saved else [{"life": 0, "state": None}] * config.workers
@@ -489,11 +545,11 @@ class _Run:
                 due, steps = session.checkpoint_due(steps), 0
                 if due:
                     with session.clock("checkpoint"):
-                        paused = group.pause(_PAUSE_WITHIN_S)
+                        paused = group.pause(_PAUSE_WITHIN_S, session.stop_wished, _LAST_PAUSE_WITHIN_S)
                         steps = count()
                         session.checkpoint(self.tensors(), self.state(paused))
                         group.go_on()
-            paused = group.pause(_LAST_PAUSE_WITHIN_S if session.exit_code else _PAUSE_WITHIN_S)
+            paused = group.pause(_PAUSE_WITHIN_S, session.stop_wished, _LAST_PAUSE_WITHIN_S)
             self._after(session, steps + count(), deaths, weights)
             return paused
         finally:

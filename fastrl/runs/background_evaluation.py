@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,14 @@ class BackgroundEvaluation:
                 )
                 self._failed.add(waiting[0])
 
-    def wait(self) -> None:
-        """Until all that was submitted is evaluated."""
+    def wait(self, stop: Callable[[], bool]) -> bool:
+        """Until all that was submitted is evaluated, which it returns; or until ``stop``."""
         while True:
             self.poll()
             if self._process is None:
-                return
+                return True
+            if stop():
+                return False
             time.sleep(0.05)
 
     def close(self) -> None:

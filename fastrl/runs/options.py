@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastrl.engine.budget import usable_cores
+from fastrl.engine.recorded_envs import is_atari
 
+AtariReward = Literal["raw", "sign", "clipped"]
 _MOST_TORCH_THREADS = 1024  # OpenMP crashes with a hundred thousand
 
 
@@ -131,6 +133,12 @@ def require_whole(config: Any, name: str, least: int, most: int | None = None) -
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         raise ValueError(f"{name}: {value!r} is not a whole number in [{least}, {'...' if most is None else most}]")
+
+
+def require_atari_reward(config: Any) -> None:
+    """Raise if rules for an Atari game's rewards are given for another env."""
+    if config.reward is not None and not is_atari(config.env):
+        raise ValueError(f"reward: '{config.reward}' is a rule of Atari games, and {config.env} is none; leave it out")
 
 
 def require_room_for_a_batch(config: Any) -> None:

@@ -22,6 +22,7 @@ from fastrl.engine.native import PACKAGE_DIR, __version__, build_info
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}")
+_NO_LETTER, _LETTERS_OF_ENV = re.compile(r"[^A-Za-z0-9._+-]"), 70
 _MOST_BYTES = 4_000_000  # of a config.json
 _PARTS = {"algorithm": str, "config": dict, "versions": dict, "machine": dict, "finished": bool}
 # The runs that this process trains: (device, inode) of the directory, and a descriptor that holds the kernel's lock.
@@ -66,7 +67,7 @@ class RunDir:
             FileExistsError: there is a run of that name.
         """
         if name is None:
-            game = str(config["env"]).replace("/", "-")
+            game = _NO_LETTER.sub("-", str(config["env"]))[:_LETTERS_OF_ENV]
             now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
             name = f"{algorithm}-{game}-s{config['seed']}-{now}"
         if not _NAME.fullmatch(name):

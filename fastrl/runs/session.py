@@ -310,6 +310,10 @@ class Session:
             return False
         return self.steps < int(self.config.steps)
 
+    def stop_wished(self, for_s: float = 0.0) -> bool:
+        """Whether somebody asked to stop, and that for so many seconds already: for what takes long within a round."""
+        return self._signals.requested_for(for_s)
+
     def stepped(self, steps: int, games: Iterable[Game]) -> None:
         """Count what the envs did."""
         self.steps += steps
@@ -451,7 +455,7 @@ class Session:
         if self.exit_code == 0:
             if self.config.evaluate_every_steps:
                 self.evaluate(tensors)
-            self.evaluation.wait()
+            self._wait_for_evaluations()
         if not saved:
             # Not "finished", nor a success: what was learned since the last checkpoint is gone with this process.
             self.exit_code = self.exit_code or 1
@@ -470,6 +474,11 @@ class Session:
             self.note(f"finished: {self.run.path}")
         else:
             self.note(f"stopped at {self.steps:,} steps; go on with --resume {self.run.path}")
+
+    def _wait_for_evaluations(self) -> None:
+        if not self.evaluation.wait(self.stop_wished):
+            self.exit_code = self._signals.exit_code
+            self.note("all steps are done, but not their evaluations: those are made when the run is resumed")
 
 
 def _without_saved_envs(state: Any) -> Any:

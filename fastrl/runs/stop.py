@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -41,12 +43,17 @@ class StopSignals:
         self._note = note
         self._previous: dict[signal.Signals, Any] = {}
         self._received: signal.Signals | None = None
+        self._received_at = math.inf
         self._process = os.getpid()
 
     @property
     def requested(self) -> bool:
         """Whether to stop."""
         return self._received is not None
+
+    def requested_for(self, seconds: float) -> bool:
+        """Whether to stop, and that for so long already."""
+        return time.monotonic() - self._received_at >= seconds
 
     @property
     def exit_code(self) -> int:
@@ -84,4 +91,4 @@ class StopSignals:
         elif number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         elif self._received is None:
-            self._received = signal.Signals(number)
+            self._received, self._received_at = signal.Signals(number), time.monotonic()

@@ -187,9 +187,17 @@ class WorkerGroup:
         return [worker.process.pid for worker in self._workers]
 
     def tell(self, index: int, message: dict[str, Any]) -> None:
-        """Send a message to one worker. To one that has just died it is lost, which the next poll finds."""
-        with contextlib.suppress(OSError):
+        """Send a message to one worker. To one that has just died it is lost, which the next poll finds.
+
+        One that does not read within a minute has got a part of it, with which nobody could go on: it is ended.
+        """
+        try:
             self._workers[index].line.send(message)
+        except TimeoutError:
+            self._note(f"worker {index} did not listen within {_SEND_WITHIN_S:g} s")
+            self._workers[index].process.kill()
+        except OSError:
+            pass
 
     def poll(self, timeout_s: float) -> None:
         """Hear what workers say within the time, and replace the dead.
@@ -235,10 +243,17 @@ class WorkerGroup:
         self._workers[index] = self._start(index)
         self._tell_order(index)
 
-    def pause(self, within_s: float) -> list[dict[str, Any]]:
+    def pause(
+        self, within_s: float, hurry: Callable[[], bool] = lambda: False, hurried_s: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Let every worker come to the end of a round and tell its state; they wait until :meth:`go_on`.
 
         Who does not come within the time is ended, and its games are lost.
+
+        Args:
+            within_s: so long do they have.
+            hurry: whether they are to have less, from now on.
+            hurried_s: that much.
 
         Returns:
             The ``life`` and ``state`` of each worker, for its order when it is to go on from here.
@@ -247,10 +262,14 @@ class WorkerGroup:
             worker.state = None
         self._board.wish = PAUSE
         until = time.monotonic() + within_s
+        hurried = False
         while silent := [worker for worker in self._workers if worker.state is None]:
+            if not hurried and hurry():
+                hurried, until = True, min(until, time.monotonic() + hurried_s)
             if time.monotonic() > until:
                 for worker in silent:
-                    self._note(f"worker {worker.index} did not pause within {within_s:g} s: ended, its games are lost")
+                    within = min(within_s, hurried_s) if hurried else within_s
+                    self._note(f"worker {worker.index} did not pause within {within:g} s: ended, its games are lost")
                     worker.process.kill()  # the next poll, if there is one, replaces it
                     worker.process.wait()
                     self._died(worker.index)
@@ -322,6 +341,9 @@ def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
 def _main() -> None:
     module, descriptor, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     die_with(parent)
+    # To stop is the trainer's to decide, also where a signal reaches all processes of a service.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     line = Line(socket.socket(fileno=descriptor))
     try:
         order: dict[str, Any] = {}
