@@ -47,21 +47,21 @@ class Config(AsyncOptions):
 
     preset: str = "paper"  # where the values come from that are not given
     protocol: str = "nature"  # the rules of an Atari game, see `fastrl protocols`
-    steps: int = 80_000_000  # of all workers together; 80M steps are 320M frames (e-mail: "1 day")
+    steps: int = 80_000_000  # of all workers together; 80M steps are 320M frames (its authors' e-mails: "1 day")
     workers: int = 16  # processes (paper: 16 threads)
     envs_per_worker: int = 1  # games of each (paper: 1)
     sync: bool = False  # A2C: one worker with all games
     t_max: int = 5  # steps of a round (paper); 0: whole episodes, Monte-Carlo returns
-    discount: float = 0.99  # gamma (paper)
-    entropy_weight: float = 0.01  # beta (paper)
-    value_weight: float = 0.5  # w (e-mail: the value's gradient is halved)
+    discount: float = 0.99  # gamma, a step (paper)
+    entropy_weight: float = 0.01  # beta, of the policy's entropy in the loss (paper)
+    value_weight: float = 0.5  # w, of the value's error in the loss (e-mails: its gradient is halved)
     network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
     orthogonal: bool = False  # first weights; else torch's own. A network of your own makes its own
-    learning_rate: float = 0.0007  # at first (e-mail)
-    learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
-    rmsprop_decay: float = 0.99  # (paper)
-    rmsprop_epsilon: float = 0.1  # under the root (e-mail)
-    max_gradient_norm: float = 40.0  # (e-mail); 0: not clipped
+    learning_rate: float = 0.0007  # at first (e-mails)
+    learning_rate_steps: int = 80_000_000  # until the rate is 0 (e-mails: the whole training); 0: it stays
+    rmsprop_decay: float = 0.99  # of the squared gradients' average, which workers share (paper)
+    rmsprop_epsilon: float = 0.1  # added to it, under the root (e-mails)
+    max_gradient_norm: float = 40.0  # of a round's gradient (e-mails); 0: not clipped
     evaluation_epsilon: float = 0.0  # the policy is random enough by itself
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Config(AsyncOptions):
 PRESETS: Presets = {
     # Mnih et al. 2016, and what its authors wrote in e-mails about the values that it leaves out.
     "paper": {},
-    # What learns Pong in seven to eight million steps (results/README.md): the optimiser of a2c, workers that do not
+    # What learns Pong in 7.0 to 8.3 million steps (results/README.md): the optimiser of a2c, workers that do not
     # wait for each other, A3C's network, and games enough in each that its products are worth it. More cores: more
     # --workers.
     "fast": {

@@ -61,18 +61,18 @@ class Config(AsyncOptions):
     round_steps: int = 5  # steps of a round of one-step Q (paper: I_AsyncUpdate)
     sarsa: bool = False  # the action that was taken next, instead of the best; for n_step 1
     target_every_frames: int = 40_000  # from one refresh of the target network to the next (paper)
-    discount: float = 0.99  # gamma (paper)
-    epsilon_first: float = 1.0  # (paper)
-    epsilon_finals: tuple[float, ...] = (0.1, 0.01, 0.5)  # (paper)
-    epsilon_final_probabilities: tuple[float, ...] = (0.4, 0.3, 0.3)  # (paper)
+    discount: float = 0.99  # gamma, a step (paper)
+    epsilon_first: float = 1.0  # how often an action is random at first (paper)
+    epsilon_finals: tuple[float, ...] = (0.1, 0.01, 0.5)  # what it falls to, drawn for each game (paper)
+    epsilon_final_probabilities: tuple[float, ...] = (0.4, 0.3, 0.3)  # of each of them (paper)
     epsilon_frames: int = 4_000_000  # that it falls over (paper)
     network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
     dueling: bool = False  # a value and advantages (Wang et al. 2016)
-    learning_rate: float = 0.0007  # at first (e-mail on A3C)
-    learning_rate_steps: int = 80_000_000  # until it is 0 (e-mail: the whole training); 0: it stays
-    rmsprop_decay: float = 0.99  # (paper)
-    rmsprop_epsilon: float = 0.1  # under the root (e-mail on A3C)
-    max_gradient_norm: float = 40.0  # (e-mail on A3C); 0: not clipped
+    learning_rate: float = 0.0007  # at first (e-mails of the authors, on A3C)
+    learning_rate_steps: int = 80_000_000  # until the rate is 0 (e-mails: the whole training); 0: it stays
+    rmsprop_decay: float = 0.99  # of the squared gradients' average, which workers share (paper)
+    rmsprop_epsilon: float = 0.1  # added to it, under the root (e-mails on A3C)
+    max_gradient_norm: float = 40.0  # of a round's gradient (e-mails on A3C); 0: not clipped
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -88,9 +88,10 @@ class Config(AsyncOptions):
                 f"epsilon_final_probabilities: {probabilities} are not one for each of epsilon_finals {finals}, with "
                 f"the sum 1"
             )
-        for value in (*finals, *probabilities):
-            if not 0 <= value <= 1:
-                raise ValueError(f"epsilon_finals: {value} is outside [0, 1]")
+        for name, values in (("epsilon_finals", finals), ("epsilon_final_probabilities", probabilities)):
+            for value in values:
+                if not 0 <= value <= 1:
+                    raise ValueError(f"{name}: {value} is outside [0, 1]")
         if self.sarsa and self.n_step != 1:
             raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
         self.require_one_game_for_whole_episodes("n_step")
@@ -243,12 +244,12 @@ class Explorer(AsyncWorker):
         shared = self.shared
         period = steps * self.envs.frames_per_step // self.config.target_every_frames
         if period > shared.refreshes:
-            shared.further[0].copy_(shared.values)
+            shared.refresh_copy()
             shared.refreshes = period
         refresh = shared.refreshes  # read first: a copy that is of a later one is made once more
         if refresh == self.target_refresh:
             return False
-        self.target.values.copy_(shared.further[0])
+        shared.take_copy(self.target.values)
         self.target_refresh = refresh
         return True
 

@@ -643,7 +643,7 @@ def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path) -> None:
     assert code == 143, said
     assert "all steps are done, but not their evaluations: those are made when the run is resumed" in said
     assert not json.loads((trainer.path / "config.json").read_text())["finished"]
-    assert list(trainer.path.glob("checkpoints/**/*20.json")), "nothing is left to evaluate"
+    assert list(trainer.path.glob("evaluations/*.json")), "nothing is left to evaluate"
 
 
 def test_a_worker_that_fails_ends_the_run_with_its_number(tmp_path: Path) -> None:

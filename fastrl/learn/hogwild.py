@@ -63,6 +63,7 @@ class SharedParameters:
         table: npt.NDArray[np.int64] = self._memory.array(0, (workers + 1, words), np.int64)
         self._counters, self._common = table[:workers], table[workers]
         vectors = self._memory.array(lines, (2 + copies, size), np.float32)
+        self._refreshed: torch.cuda.Event | None = None
         self.values, self.squares, *self.further = torch.from_numpy(vectors).to(device).unbind()
 
     def handle(self) -> SharedHandle:
@@ -86,6 +87,18 @@ class SharedParameters:
     @refreshes.setter
     def refreshes(self, value: int) -> None:
         self._common[0] = value
+
+    def refresh_copy(self) -> None:
+        """Make the first further vector what the values are."""
+        self.further[0].copy_(self.values)
+        if self.values.is_cuda:  # other streams know of it before the device has done it
+            self._refreshed = torch.cuda.current_stream().record_event()
+
+    def take_copy(self, into: Tensor) -> None:
+        """What :meth:`refresh_copy` left."""
+        if self._refreshed is not None:
+            torch.cuda.current_stream().wait_event(self._refreshed)
+        into.copy_(self.further[0])
 
     def counts(self) -> dict[str, int]:
         """Gradients applied, their lag (others applied since their snapshot) and overlaps, summed over all."""

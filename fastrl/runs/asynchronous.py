@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,21 +60,25 @@ _LAST_PAUSE_WITHIN_S = 2.5  # when told to stop: all is to be over in five secon
 class AsyncOptions(RunOptions):
     """Options of how the work is shared out, and of the optimiser that the workers share."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # that learns; auto: the CPU. On cuda workers are groups of games
+    deterministic: bool | None = None  # equal seeds, equal bits; default: where one worker does it all, on a CPU
+    threads: int | None = None  # that emulate, where one worker does it all; default: the usable cores
+    torch_threads: int | None = None  # that learn, where one worker does it all; default: the cores. Changes bits
     protocol: str = DEFAULT_PROTOCOL  # the rules of an Atari game, see `fastrl protocols`
     reward: AtariReward | None = None  # of an Atari game; sign and clipped agree; default: the protocol's
     steps: int = 80_000_000  # of all workers together
-    workers: int = 16  # processes
+    workers: int = 16  # processes, with a thread each
     envs_per_worker: int = 1  # games of each
     sync: bool = False  # one worker with all games: deterministic
     discount: float = 0.99  # gamma
     network: str = "a3c"  # a3c (16-32-256), nature (32-64-64-512), mlp, or module:function of your own
     hidden_units: tuple[int, ...] = (64, 64)  # of an mlp
     learning_rate: float = 0.0007  # at first
-    learning_rate_steps: int = 80_000_000  # until it is 0; 0: it stays
-    rmsprop_decay: float = 0.99  # of the squares
-    rmsprop_epsilon: float = 0.1  # under the root
+    learning_rate_steps: int = 80_000_000  # until the rate is 0; 0: it stays
+    rmsprop_decay: float = 0.99  # of the average of squared gradients, which all workers share
+    rmsprop_epsilon: float = 0.1  # added to that average, under the root
     rmsprop_first_squares: float = 0.0  # that their average begins at: 0 as PyTorch has it, 1 as TensorFlow
-    max_gradient_norm: float = 40.0  # 0: not clipped
+    max_gradient_norm: float = 40.0  # of a round's gradient; 0: not clipped
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

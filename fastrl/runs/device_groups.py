@@ -152,7 +152,7 @@ class GroupWorker(AsyncWorker):
                 with clock("learn" if self.at + 1 == self.length else "act"):
                     self._take(played)
                     if self.at == self.length:
-                        steps, games = self._end(steps_before)
+                        steps, games = self._end()
             if self.under_way or begin:
                 with clock("act"):
                     if not self.under_way:
@@ -209,6 +209,7 @@ class GroupWorker(AsyncWorker):
     def _begin(self, steps_before: int) -> None:
         self.count_done()
         self.optimiser.snapshot(self.local.values)
+        self._rate.fill_(self.config.learning_rate_at(steps_before))
         self.before_round(steps_before)
         self.round.obs[0].copy_(self.round.obs[self.length])
         self.at, self._preferred = 0, []
@@ -226,11 +227,10 @@ class GroupWorker(AsyncWorker):
         self.at = at + 1
         self.round.show(self.at, played.obs)
 
-    def _end(self, steps_before: int) -> tuple[int, list[Game]]:
+    def _end(self) -> tuple[int, list[Game]]:
         self.after_round()
         self.round.bring()
         self.count_done()
-        self._rate.fill_(self.config.learning_rate_at(steps_before))
         self.optimiser.begin()
         self._learning()
         if self._stream is None:
