@@ -43,7 +43,7 @@ def rules_played(chosen: Subject) -> tuple[list[str], dict[str, Any]]:
         chosen.require_actions(envs.single_action_space)
         if chosen.rules is None:
             limit = envs.spec.max_episode_steps if envs.spec is not None else None
-            lines = [f"rules: Gymnasium's {chosen.env}, cut after {f'{limit:,} steps' if limit else 'no time'}"]
+            lines = [f"rules: Gymnasium's {chosen.env}, {f'cut after {limit:,} steps' if limit else 'never cut'}"]
             return lines, {"env": chosen.env, "max_episode_steps": limit}
         rules: Protocol = envs.protocol
         changes = [f"{name} {now} instead of {named}" for name, (named, now) in envs.rule_changes().items()]

@@ -522,6 +522,9 @@ def test_verify_resume_says_that_many_workers_have_nothing_to_prove(capsys: Any)
     with pytest.raises(SystemExit) as ended:
         a3c.main(["--workers", "1", "--t-max", "0", "--verify-resume", "100"])
     assert "verify-resume: rounds of whole episodes end nobody knows when" in str(ended.value)
+    with pytest.raises(SystemExit) as ended:
+        a3c.main(["--workers", "1", "--verify-resume", "-5"])
+    assert "verify-resume: -5 is outside [1, ...]" in str(ended.value)
     assert preset("paper").steps_per_round == 5
     assert preset("classic").steps_per_round == 8 * 8
 

@@ -275,7 +275,7 @@ def test_where_only_the_replay_is_damaged_everywhere_it_says_what_helps(tmp_path
         path.unlink()
     with pytest.raises(
         DamagedFile,
-        match=r"all 1 checkpoints are damaged; the one at 20 steps lacks only its replay: --resume-without-replay",
+        match=r"no checkpoint is whole \(1 damaged\); the one at 20 steps lacks only its replay: --resume",
     ):
         resume(tmp_path / "run", without_replay=False, accept_changed_bits=False)
     found = resume(tmp_path / "run", without_replay=True, accept_changed_bits=False)

@@ -255,7 +255,7 @@ def test_foreign_and_damaged_runs_are_refused(tmp_path: Path, capsys: pytest.Cap
         tiny_runs.damage(path)
 
     assert "config.json has no " in refusal(capsys, tmp_path)
-    assert "all 1 checkpoints are damaged" in refusal(capsys, run)
+    assert "no checkpoint is whole (1 damaged); restore one from a copy, or start a new run" in refusal(capsys, run)
 
 
 def test_ctrl_c_ends_with_its_code_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

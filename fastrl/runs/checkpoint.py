@@ -210,9 +210,9 @@ class CheckpointStore:
         if not saved:
             return None
         raise DamagedFile(
-            f"{self.directory}: all {len(saved)} checkpoints are damaged"
+            f"{self.directory}: no checkpoint is whole ({len(saved)} damaged)"
             + (
-                ""
+                "; restore one from a copy, or start a new run"
                 if weights_at is None
                 else f"; the one at {weights_at:,} steps lacks only its replay: --resume-without-replay goes on from it"
             )

@@ -94,7 +94,7 @@ def resume(path: Path, *, without_replay: bool, accept_changed_bits: bool) -> Re
     run.hold()
     store = CheckpointStore(run.checkpoints)
     found = store.load(
-        note=lambda text: print(f"resume: {text}; trying the one before"), with_replay=not without_replay
+        note=lambda text: print(f"resume: {text}; an earlier one is tried"), with_replay=not without_replay
     )
     if found is None:
         raise NotARun(f"resume: {path} has no checkpoint yet; start it again under another name")

@@ -25,6 +25,8 @@ _POLL_S = 0.02
 
 def verify_resume(trainer: Trainer, config: Any, steps: int) -> int:
     """Prove it for this configuration; returns the exit code."""
+    if steps < 1:
+        raise ValueError(f"verify-resume: {steps} is outside [1, ...]: the steps after which the run is killed")
     if why := config.unrepeatable():
         raise ValueError(f"verify-resume: there is nothing to prove: {why}")
     if not config.steps_per_round:
