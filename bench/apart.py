@@ -6,8 +6,10 @@ in the same one would be timed with what suits us.
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -37,7 +39,10 @@ class _Apart:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
         with _without_ours():
-            process = context.Process(target=_serve, args=(theirs, make, arguments, more))
+            # By its file: pytest may have imported the benchmark under a name that no other process finds.
+            process = context.Process(
+                target=_serve, args=(theirs, inspect.getfile(make), make.__name__, arguments, more)
+            )
             process.start()
         theirs.close()
         Finalize(self, self._line.close, exitpriority=1)  # which ends the process, before Python waits for it
@@ -48,7 +53,10 @@ class _Apart:
         return self._answer()
 
     def _answer(self) -> Any:
-        failure, said = self._line.recv()
+        try:
+            failure, said = self._line.recv()
+        except EOFError:
+            raise RuntimeError("its process ended without an answer; what it said is above") from None
         if failure is not None:
             raise failure
         return said
@@ -64,10 +72,10 @@ def _without_ours() -> Iterator[None]:
             os.environ[_OURS] = kept
 
 
-def _serve(line: Connection, make: Callable[..., Task], arguments: tuple[Any, ...], more: dict[str, Any]) -> None:
+def _serve(line: Connection, file: str, make: str, arguments: tuple[Any, ...], more: dict[str, Any]) -> None:
     """Make the task, then do it whenever asked."""
     try:
-        task = make(*arguments, **more)
+        task = runpy.run_path(file)[make](*arguments, **more)
         line.send((None, None))
         while True:
             line.recv()
