@@ -186,6 +186,20 @@ def test_workers_that_die_before_they_do_anything_end_the_run(toys: Callable[...
     assert len(toy.notes) == 4
 
 
+def test_a_worker_that_never_begins_ends_the_run_whatever_others_do(toys: Callable[..., Toy]) -> None:
+    toy = toys({}, {"task": "die at once"})
+    with pytest.raises(WorkerFailed, match=r"worker 1 ended \(signal 9\) before its first round"):
+        toy.until(lambda: False)
+    assert toy.board.steps[0] > 0
+
+
+def test_early_deaths_now_and_then_do_not_end_a_run(toys: Callable[..., Toy]) -> None:
+    toy = toys({"task": "die early in even lives"})
+    toy.until(lambda: toy.group.deaths >= 11)  # six of them early
+
+    assert toy.board.steps[0] == 3 * 5
+
+
 def test_more_than_a_socket_holds_is_said_while_nobody_listens(toys: Callable[..., Toy]) -> None:
     toy = toys({"talk": 100_000, "ballast": 3_000_000}, {"talk": 10, "state": 5, "padding": "y" * 2_000_000})
     toy.until(lambda: min(toy.board.steps) >= 2)

@@ -12,7 +12,8 @@ from fastrl.runs.workers import Board, Boundary, Line
 
 def work(order: dict[str, Any], board: Board, line: Line) -> None:
     index, task = order["worker"], order["task"]
-    if task == "die at once":
+    early = task == "die early in even lives" and order["life"] % 2 == 0
+    if task == "die at once" or early:
         os.kill(os.getpid(), signal.SIGKILL)
     steps = order["state"] or 0
     boundary = Boundary(board, line)
@@ -26,6 +27,8 @@ def work(order: dict[str, Any], board: Board, line: Line) -> None:
             raise ValueError("three is too many")
         if task == "hang" and index == 1 and order["life"] == 0 and steps == 3:
             time.sleep(1000)
+        if task == "die early in even lives" and steps == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
         steps += 1
         board.steps[index] += 1
         board.sums[index] += [1.0, 2.0]

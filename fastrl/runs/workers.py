@@ -30,7 +30,7 @@ from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
 RUN, PAUSE = 0, 1
 _SEND_WITHIN_S = 60.0  # a worker reads its order once Python has started, which takes long on a busy machine
 _EXIT_WITHIN_S = 1.0
-# Workers that die so often in a row before their first round will not get better.
+# Workers that die so often before their first round, in one place or while nobody gets on, will not get better.
 _FRUITLESS_DEATHS = 5
 
 
@@ -144,7 +144,9 @@ class WorkerGroup:
     ) -> None:
         self._module, self._orders, self._board = module, orders, board
         self._heard, self._died, self._note = heard, died, note
-        self._fruitless = 0
+        self._fruitless = 0  # early deaths, in any place, since the last step of anybody
+        self._fruitless_here = [0] * len(orders)  # in a row in each place
+        self._steps_at_death = -1
         self.deaths = 0
         self._workers: list[_Worker] = []
         try:
@@ -232,8 +234,11 @@ class WorkerGroup:
         code = worker.process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         fruitless = int(self._board.steps[index]) == worker.steps_before
-        self._fruitless = self._fruitless + 1 if fruitless else 0
-        if self._fruitless >= _FRUITLESS_DEATHS:
+        steps = self._board.total_steps()
+        self._fruitless = self._fruitless + fruitless if steps == self._steps_at_death else int(fruitless)
+        self._fruitless_here[index] = self._fruitless_here[index] + 1 if fruitless else 0
+        self._steps_at_death = steps
+        if max(self._fruitless, self._fruitless_here[index]) >= _FRUITLESS_DEATHS:
             raise WorkerFailed(
                 f"worker {index} ended ({how}) before its first round, as did {_FRUITLESS_DEATHS - 1} before it in a "
                 f"row; if memory is short, use fewer --workers"
