@@ -31,7 +31,9 @@ TINY_PONG: dict[str, Any] = {**TINY, "env": "PongNoFrameskip-v4", "network": "a3
 STEPS = 480
 WARM_UP = 100
 # Of metrics.csv: what tells of the machine, not of the run.
-OF_THE_MACHINE = ("wall_s", "memory_mb", "frames_per_s", "steps_per_s", "updates_per_s", "stamps_share")
+OF_THE_MACHINE = (
+    "wall_s", "memory_mb", "frames_per_s", "steps_per_s", "updates_per_s", "stamps_share", "core_wait_share",
+)  # fmt: skip
 
 
 def preset(trainer: command_line.Trainer, name: str, /, **changes: Any) -> Any:

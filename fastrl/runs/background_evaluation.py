@@ -90,6 +90,11 @@ class BackgroundEvaluation:
             return
         self.poll()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a process evaluates now."""
+        return self._process is not None
+
     def poll(self) -> None:
         """Take results that are there, and start the next evaluation."""
         if self._process is not None:

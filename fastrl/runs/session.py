@@ -21,6 +21,7 @@ from fastrl.runs import checkpoint
 from fastrl.runs.background_evaluation import BackgroundEvaluation
 from fastrl.runs.checkpoint import Checkpoint, CheckpointStore
 from fastrl.runs.console import Console
+from fastrl.runs.core_waits import CoreWaits
 from fastrl.runs.game_statistics import GameStatistics
 from fastrl.runs.metrics import MetricsLog
 from fastrl.runs.options import changed_settings
@@ -275,6 +276,7 @@ class Session:
         )
         self._stack.callback(self.evaluation.close)
         self.evaluation.resume(at)
+        self._core_waits = CoreWaits(config.torch_threads, self.note)
         self._began_s = self._logged_s = self._saved_s = time.perf_counter()
         self._logged_steps, self._logged_updates = self.steps, self.updates
         self.clock.take()
@@ -358,6 +360,7 @@ class Session:
             "updates_per_s": (self.updates - self._logged_updates) / span,
             **{f"share/{name}": share for name, share in times.shares.items()},
             "stamps_share": times.own_share,
+            "core_wait_share": self._core_waits.take(self._own_processes_beside()),
         }
         self._logged_s, self._logged_steps, self._logged_updates = now, self.steps, self.updates
         self.metrics.write(row)
@@ -365,6 +368,9 @@ class Session:
             self.metrics.histograms(self.steps, histograms)
         self.console.show(row, times.shares)
         self.evaluation.poll()
+
+    def _own_processes_beside(self) -> bool:
+        return self.evaluation.under_way or bool(getattr(self.config, "actor_processes", 0))
 
     def evaluate(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Have the policy among ``tensors`` evaluated while training goes on."""

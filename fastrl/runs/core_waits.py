@@ -1,0 +1,80 @@
+"""Whether the learner gets a core when it wants one.
+
+Two runs on one machine, each with as many threads as there are cores, can be eight times as slow as one: the threads of
+a matrix product wait for each other, and each of them for a core. The kernel counts those waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Alone the learner waits for a core for up to a twentieth of its time, beside one more run for half of it.
+_MUCH = 0.3
+_BUSY = 0.5  # of the wall time: who sleeps most of it, as where workers do all, is not what is slow
+_INTERVALS = 3  # in a row, so that a build or a backup is not told of
+
+
+def _scheduled_ns() -> tuple[int, int] | None:
+    """How long this thread has run, and how long it has waited for a core; None where the kernel does not tell."""
+    try:
+        ran, waited = Path("/proc/thread-self/schedstat").read_text().split()[:2]
+        return int(ran), int(waited)
+    except (OSError, ValueError):
+        return None
+
+
+class CoreWaits:
+    """Watches the thread that makes it.
+
+    Args:
+        torch_threads: that learn, for the advice.
+        note: is told once, when others have taken much of the learner's time.
+        read: the thread's running and waiting times so far, in nanoseconds.
+        clock_ns: the wall's.
+    """
+
+    def __init__(
+        self,
+        torch_threads: int,
+        note: Callable[[str], None],
+        read: Callable[[], tuple[int, int] | None] = _scheduled_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._torch_threads, self._note, self._read, self._clock_ns = torch_threads, note, read, clock_ns
+        self._before, self._began_ns = read(), clock_ns()
+        self._much_in_a_row = 0
+        self._told = False
+
+    def take(self, own_process_beside: bool) -> float | None:
+        """Of the time since the last call in which the thread wanted a core, the share in which it had none.
+
+        Args:
+            own_process_beside: whether the run itself has more beside it now, such as an evaluation: no reason to tell.
+        """
+        before, self._before = self._before, self._read()
+        began_ns, self._began_ns = self._began_ns, self._clock_ns()
+        if before is None or self._before is None:
+            return None
+        ran, waited = (now - then for now, then in zip(self._before, before, strict=True))
+        share = waited / max(1, ran + waited)
+        busy = ran + waited > _BUSY * (self._began_ns - began_ns)
+        much = busy and share > _MUCH and not own_process_beside
+        self._much_in_a_row = self._much_in_a_row + 1 if much else 0
+        if self._much_in_a_row == _INTERVALS and not self._told:
+            self._told = True
+            self._note(
+                f"other processes want the cores too: the learner waited for one {share:.0%} of its time; "
+                f"{self._advice()}"
+            )
+        return share
+
+    def _advice(self) -> str:
+        advice = "let them end first, or give each its share of the cores"
+        if self._torch_threads == 1:
+            return advice
+        return (
+            f"{advice}. Threads that wait for each other lose most by it: a new run with --torch-threads 1 (this one "
+            f"has {self._torch_threads}), or several seeds by --seeds, which shares the cores out"
+        )

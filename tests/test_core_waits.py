@@ -1,0 +1,98 @@
+"""A run that has to share its cores says so once; one that has them does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastrl.runs.core_waits import CoreWaits
+
+
+class Clock:
+    """A thread's times, as the kernel would give them."""
+
+    def __init__(self) -> None:
+        self.ran = self.waited = self.wall = 0
+
+    def interval(self, share: float, busy: float) -> None:
+        self.wall += round(1e9)
+        self.ran += round(1e9 * busy * (1 - share))
+        self.waited += round(1e9 * busy * share)
+
+    def read(self) -> tuple[int, int]:
+        return self.ran, self.waited
+
+
+def watched(
+    shares: list[float], torch_threads: int = 2, beside: bool = False, busy: float = 1.0
+) -> tuple[list[str], list[float | None]]:
+    clock, notes = Clock(), list[str]()
+    waits = CoreWaits(torch_threads, notes.append, clock.read, lambda: clock.wall)
+    found = []
+    for share in shares:
+        clock.interval(share, busy)
+        found.append(waits.take(beside))
+    return notes, found
+
+
+def test_the_share_is_of_the_interval() -> None:
+    assert watched([0.5, 0.1, 0.0])[1] == pytest.approx([0.5, 0.1, 0.0])
+
+
+def test_much_waiting_for_long_is_told_once_with_what_to_do() -> None:
+    notes, _ = watched([0.48] * 9)
+    assert len(notes) == 1
+    assert "waited for one 48% of its time" in notes[0]
+    assert "--torch-threads 1 (this one has 2)" in notes[0]
+
+
+def test_who_has_one_thread_is_not_told_to_have_one() -> None:
+    notes, _ = watched([0.6] * 3, torch_threads=1)
+    assert len(notes) == 1
+    assert "torch-threads" not in notes[0]
+
+
+@pytest.mark.parametrize("shares", [[0.05] * 9, [0.48, 0.48, 0.1, 0.48, 0.48]])
+def test_little_waiting_and_short_waiting_are_not_told(shares: list[float]) -> None:
+    assert watched(shares)[0] == []
+
+
+def test_the_runs_own_evaluation_is_no_reason() -> None:
+    assert watched([0.48] * 9, beside=True)[0] == []
+
+
+def test_a_learner_that_sleeps_most_of_the_time_is_not_what_is_slow() -> None:
+    assert watched([0.9] * 9, busy=0.1)[0] == []
+
+
+def test_a_kernel_that_does_not_tell_is_no_error() -> None:
+    waits = CoreWaits(1, pytest.fail, lambda: None)
+    assert waits.take(False) is None
+
+
+@pytest.mark.alone
+def test_a_thread_that_shares_its_core_is_found_waiting() -> None:
+    """By the kernel's own figures: this thread and a busy process on one core."""
+    cores = os.sched_getaffinity(0)
+    here = {min(cores)}
+    os.sched_setaffinity(0, here)
+    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        waits = CoreWaits(1, pytest.fail)
+        until = time.perf_counter() + 0.5
+        while time.perf_counter() < until:
+            pass
+        share = waits.take(False)
+    finally:
+        busy.kill()
+        busy.communicate()
+        os.sched_setaffinity(0, cores)
+    if share is None:
+        pytest.skip("this kernel keeps no /proc/thread-self/schedstat")
+    assert 0.2 < share < 0.9
