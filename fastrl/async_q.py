@@ -46,6 +46,8 @@ from fastrl.runs.command_line import Presets, Trainer
 from fastrl.runs.device_groups import GroupWorker
 from fastrl.runs.options import require_number, require_whole
 
+_ROUND_STEPS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(AsyncOptions):
@@ -58,7 +60,7 @@ class Config(AsyncOptions):
     envs_per_worker: int = 1  # games of each (paper: 1)
     sync: bool = False  # one worker with all games: deterministic
     n_step: int = 5  # 1: one-step Q; more: n-step Q, which is also the round's length; 0: whole episodes
-    round_steps: int = 5  # steps of a round of one-step Q (paper: I_AsyncUpdate)
+    round_steps: int = _ROUND_STEPS  # steps of a round of one-step Q (paper: I_AsyncUpdate)
     sarsa: bool = False  # the action that was taken next, instead of the best; for n_step 1
     target_every_frames: int = 40_000  # from one refresh of the target network to the next (paper)
     discount: float = 0.99  # gamma, a step (paper)
@@ -92,6 +94,11 @@ class Config(AsyncOptions):
             for value in values:
                 if not 0 <= value <= 1:
                     raise ValueError(f"{name}: {value} is outside [0, 1]")
+        if self.n_step != 1 and self.round_steps != _ROUND_STEPS:
+            raise ValueError(
+                f"round_steps: {self.round_steps} is for one-step Q; with n_step {self.n_step} a round has "
+                f"{'an episode' if self.n_step == 0 else f'{self.n_step} steps'}; leave it out, or give --n-step 1"
+            )
         if self.sarsa and self.n_step != 1:
             raise ValueError(f"sarsa: is one-step here, but n_step is {self.n_step}; give --n-step 1")
         self.require_one_game_for_whole_episodes("n_step")

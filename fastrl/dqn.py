@@ -268,7 +268,7 @@ class Learner:
         self.online, self.target = self.flat.network, followed.network
         self.target.requires_grad_(False)
         self._target_values = followed.values
-        own = factory is not None
+        self._own = own = factory is not None
         self.online_pass, self.target_pass = (
             pass_of(flat, config.precision, own=own) for flat in (self.flat, followed)
         )
@@ -295,8 +295,12 @@ class Learner:
         return self._answers(obs)
 
     def _values(self, obs: Tensor) -> Tensor:
+        if self._own:  # may normalise by its batch while it learns; what an env is shown is no such batch
+            self.online.eval()
         with self._autocast():
             values: Tensor = self.online(obs)
+        if self._own:
+            self.online.train()
         return values.float()
 
     def update(self, batch: dict[str, Tensor]) -> None:

@@ -358,6 +358,16 @@ def test_a_users_own_network_learns_as_autograd_says(name: str, precision: str) 
         assert away < far
 
 
+def test_a_network_that_normalises_acts_by_what_it_has_seen(tmp_path: Path) -> None:
+    small = {"env": "CartPole-v1", "evaluate_every_steps": 0, "network": "own_network:normed_values"}
+    session = run(tmp_path, "normed", "classic", steps=300, num_envs=1, warm_up_steps=100, **small)
+
+    tensors = session.store.load(print).tensors  # type: ignore[union-attr]
+    # Once an update: acting, which goes on in every step, leaves the statistics as they are.
+    assert session.updates == 100
+    assert int(tensors["online.norm.num_batches_tracked"]) == session.updates
+
+
 @pytest.mark.parametrize("changes", [{"dueling": True}, {"network": "own_network:from_ours"}, {"hidden_units": ()}])
 def test_reduced_precision_trains_whatever_the_network_is(tmp_path: Path, changes: dict[str, Any]) -> None:
     small = {"env": "CartPole-v1", "network": "mlp", "steps": 300, "evaluate_every_steps": 0, "precision": "bf16"}

@@ -68,6 +68,28 @@ def test_help_offers_no_precision_that_is_always_refused(capsys: pytest.CaptureF
         command_line.parse(ddpg.TRAINER, ["--precision", "bf16"])
 
 
+def test_a_preset_is_told_with_what_was_given_instead() -> None:
+    lines = command_line.preset_lines(dqn.TRAINER, command_line.with_preset(dqn.TRAINER, "fast"))
+    assert "  n_step = 3 (default 1)" in lines
+    config, _ = command_line.parse(dqn.TRAINER, ["--preset", "fast", "--n-step", "5", "--batch", "64"])
+    lines = command_line.preset_lines(dqn.TRAINER, config)
+
+    assert "  n_step = 3 (default 1; 5 was given instead)" in lines
+    assert not any("batch" in line for line in lines)  # no value of the preset's
+
+
+def test_no_preset_is_told_of_an_env_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="neither an Atari game nor an env of Gymnasium; did you mean 'pong'"):
+        command_line.main(dqn.TRAINER, ["--env", "PnogNoFrameskip-v4"])
+    assert capsys.readouterr().out == ""
+
+
+def test_rounds_of_one_step_q_are_no_option_of_n_step_q() -> None:
+    assert async_q.Config(n_step=1, round_steps=20).steps_per_round == 20
+    with pytest.raises(ValueError, match=r"round_steps: 20 is for one-step Q; with n_step 5 a round has 5 steps"):
+        async_q.Config(n_step=5, round_steps=20)
+
+
 @pytest.mark.parametrize(("config", "name"), LAYERS)
 def test_hidden_layers_can_be_few_or_many(config: Any, name: str) -> None:
     for units in ((8,), (8, 16, 8)):

@@ -200,6 +200,26 @@ def test_early_deaths_now_and_then_do_not_end_a_run(toys: Callable[..., Toy]) ->
     assert toy.board.steps[0] == 3 * 5
 
 
+def test_a_worker_whose_lives_are_all_short_ends_the_run(
+    toys: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SHORT_LIVES", 6)
+    toy = toys({}, {"task": "die soon"})
+    with pytest.raises(WorkerFailed, match=r"worker 1 ended \(signal 9\) within 60 s of its beginning, as did 5 "):
+        toy.until(lambda: False)
+
+    assert toy.board.steps[1] == 3 * 6  # each got as far as a round, so these were no fruitless deaths
+
+
+def test_a_long_life_between_short_ones_is_a_new_beginning(
+    toys: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SHORT_LIVES", 2)
+    monkeypatch.setattr(workers, "_SHORT_LIFE_S", 0.0)
+    toy = toys({"task": "die soon"})
+    toy.until(lambda: toy.group.deaths >= 3)
+
+
 def test_more_than_a_socket_holds_is_said_while_nobody_listens(toys: Callable[..., Toy]) -> None:
     toy = toys({"talk": 100_000, "ballast": 3_000_000}, {"talk": 10, "state": 5, "padding": "y" * 2_000_000})
     toy.until(lambda: min(toy.board.steps) >= 2)

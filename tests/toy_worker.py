@@ -27,7 +27,7 @@ def work(order: dict[str, Any], board: Board, line: Line) -> None:
             raise ValueError("three is too many")
         if task == "hang" and index == 1 and order["life"] == 0 and steps == 3:
             time.sleep(1000)
-        if task == "die early in even lives" and steps == 3:
+        if task in ("die early in even lives", "die soon") and steps == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         steps += 1
         board.steps[index] += 1

@@ -401,12 +401,26 @@ def make_gymnasium(env_id: str, num_envs: int, **changes: Any) -> Any:
             **changes,
         )
     except gymnasium.error.UnregisteredEnv as error:
-        hint = nearest_games(env_id) or "."
-        raise ValueError(
-            f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium{hint} Gymnasium says: {error}"
-        ) from None
+        raise _unknown(env_id, error) from None
     except gymnasium.error.DependencyNotInstalled as error:
         raise ValueError(f"env: '{env_id}' needs a package that is not installed: {error}") from None
+
+
+def require_known(env_id: str) -> None:
+    """Raise, without making it, unless ``env_id`` names an env; a module that it names is imported by who makes it."""
+    if is_atari(env_id) or ":" in env_id:
+        return
+    try:
+        gymnasium.spec(env_id)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise _unknown(env_id, error) from None
+    except gymnasium.error.Error:
+        pass  # what else may be wrong with it is told when it is made
+
+
+def _unknown(env_id: str, error: gymnasium.error.Error) -> ValueError:
+    hint = nearest_games(env_id) or "."
+    return ValueError(f"env: '{env_id}' is neither an Atari game nor an env of Gymnasium{hint} Gymnasium says: {error}")
 
 
 def evaluation_protocol(name: str | Protocol) -> dict[str, Any]:

@@ -406,6 +406,11 @@ class _Run:
 
     def _alone(self, session: Session) -> list[dict[str, Any]]:
         config = self.config
+        if config.workers > 1:
+            session.note(
+                f"sync: one worker learns from the {config.games_per_worker} games of all; --no-sync has "
+                f"{config.workers} processes that do not wait for each other"
+            )
         worker = self.recipe.worker(config, self.network, self.shared, 0, self.envs, _stream(0, 0))
         worker.watch(session.note)
         worker.start(self.saved["workers"][0]["state"] if self.saved else None)

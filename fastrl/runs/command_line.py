@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.engine.games import nearest
-from fastrl.engine.recorded_envs import is_atari
+from fastrl.engine.recorded_envs import is_atari, require_known
 from fastrl.runs.options import refuse_changes
 from fastrl.runs.run_dir import NotARun, RunDir
 from fastrl.runs.side_by_side import is_said, run_seeds
@@ -50,15 +50,17 @@ def with_preset(trainer: Trainer, name: str) -> Any:
     return trainer.config_class(preset=name, **trainer.presets[name])
 
 
-def preset_lines(trainer: Trainer, name: str) -> list[str]:
-    """What a preset changes of the defaults, a line each."""
+def preset_lines(trainer: Trainer, config: Any) -> list[str]:
+    """What a configuration's preset changes of the defaults, a line each, and which of that was given otherwise."""
     base = trainer.config_class()
-    chosen = with_preset(trainer, name)
-    return [
-        f"  {field.name} = {getattr(chosen, field.name)!r} (default {getattr(base, field.name)!r})"
-        for field in dataclasses.fields(base)
-        if field.name != "preset" and getattr(chosen, field.name) != getattr(base, field.name)
-    ]
+    chosen = with_preset(trainer, config.preset)
+    lines = []
+    for field in dataclasses.fields(base):
+        default, preset, given = (getattr(each, field.name) for each in (base, chosen, config))
+        if field.name != "preset" and preset != default:
+            instead = "" if given == preset else f"; {given!r} was given instead"
+            lines.append(f"  {field.name} = {preset!r} (default {default!r}{instead})")
+    return lines
 
 
 def from_stored(config_class: type[Any], stored: dict[str, Any]) -> Any:
@@ -164,7 +166,8 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
         if flags.seeds is not None:
             sys.exit(run_seeds(trainer.algorithm, list(arguments), flags.seeds, config.name))
         if flags.resume is None and flags.resume_without_replay is None:
-            changes = preset_lines(trainer, config.preset)
+            require_known(config.env)
+            changes = preset_lines(trainer, config)
             print(f"preset {config.preset}{':' if changes else ', the default'}", *changes, sep="\n")
         if flags.tuned is not None:
             print(tuned_line(config, flags.tuned))

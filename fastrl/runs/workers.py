@@ -32,6 +32,8 @@ _SEND_WITHIN_S = 60.0  # a worker reads its order once Python has started, which
 _EXIT_WITHIN_S = 1.0
 # Workers that die so often before their first round, in one place or while nobody gets on, will not get better.
 _FRUITLESS_DEATHS = 5
+# Nor will those that live so shortly so often in a row in one place, whatever they do meanwhile.
+_SHORT_LIVES, _SHORT_LIFE_S = 20, 60.0
 
 
 class WorkerFailed(RuntimeError):
@@ -116,6 +118,7 @@ class _Worker:
     def __init__(self, index: int, life: int, process: subprocess.Popen[bytes], line: Line) -> None:
         self.index, self.life, self.process, self.line = index, life, process, line
         self.steps_before = 0  # of those that had its place
+        self.began_s = time.monotonic()
         self.state: dict[str, Any] | None = None  # told when it pauses
 
 
@@ -146,6 +149,7 @@ class WorkerGroup:
         self._heard, self._died, self._note = heard, died, note
         self._fruitless = 0  # early deaths, in any place, since the last step of anybody
         self._fruitless_here = [0] * len(orders)  # in a row in each place
+        self._short_lives_here = [0] * len(orders)  # in a row in each place
         self._steps_at_death = -1
         self.deaths = 0
         self._workers: list[_Worker] = []
@@ -242,6 +246,13 @@ class WorkerGroup:
             raise WorkerFailed(
                 f"worker {index} ended ({how}) before its first round, as did {_FRUITLESS_DEATHS - 1} before it in a "
                 f"row; if memory is short, use fewer --workers"
+            )
+        short = time.monotonic() - worker.began_s < _SHORT_LIFE_S
+        self._short_lives_here[index] = self._short_lives_here[index] + 1 if short else 0
+        if self._short_lives_here[index] >= _SHORT_LIVES:
+            raise WorkerFailed(
+                f"worker {index} ended ({how}) within {_SHORT_LIFE_S:g} s of its beginning, as did {_SHORT_LIVES - 1} "
+                f"before it in a row; mend what ends them (memory, as a rule), then go on with --resume"
             )
         self._note(f"worker {index} ended ({how}); another takes its place, with new games")
         self._orders[index] = {**self._orders[index], "life": worker.life + 1, "state": None}
