@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +35,15 @@ def run(main: Callable[[], None]) -> None:
 
 def require_output(path: Path | None) -> None:
     """Raise, before anything takes long, unless a file can be written there."""
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir() or path.is_dir():
         raise ValueError(f"--output: {path} is to be a file in a folder that is there")
+    try:  # some folders let nobody make a file, whatever their permissions say
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output: nothing can be written where {path} is to be ({error.strerror})") from None
 
 
 def _flush() -> None:

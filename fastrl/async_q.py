@@ -112,9 +112,9 @@ class Config(AsyncOptions):
 PRESETS: Presets = {
     # Mnih et al. 2016, and its authors' e-mails on A3C for what it leaves out.
     "paper": {},
-    # What learns Pong on two cores (results/README.md), by one-step and by n-step Q: one worker with games enough that its
-    # products are worth it, which is deterministic; a target that follows sooner; exploration that never gets rare, for
-    # with epsilons that fell to 0.05 and less within 250,000 steps nothing was learned in a million.
+    # What learns Pong on two cores (results/README.md), by one-step and n-step Q: one worker, which is deterministic,
+    # with games enough that its products are worth it; a target that follows sooner; much exploration for a million
+    # steps, for with epsilons that fell to 0.05 and less within 250,000 nothing was learned in as many.
     "fast": {
         "steps": 10_000_000,
         "workers": 1,

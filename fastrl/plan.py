@@ -12,7 +12,8 @@ from pathlib import Path
 from fastrl._algorithms import ALGORITHMS, new_run, trainer_of
 from fastrl._command import require_output, run
 from fastrl.engine.budget import available_memory_bytes
-from fastrl.engine.files import write_private
+from fastrl.engine.files import free_bytes, write_private
+from fastrl.engine.recorded_envs import require_known
 from fastrl.runs import units
 from fastrl.runs.planning import Part, Plan, plan
 from fastrl.runs.trial import TrialFailed, try_out
@@ -31,11 +32,21 @@ def lines_of(found: Plan) -> list[str]:
 
     lines = [
         *table("memory", found.memory, units.size, f"of {units.size(found.available_bytes)} available"),
-        *table("disk", found.disk, units.size, "at the end, and a checkpoint more while it is written"),
+        *table(
+            "disk",
+            found.disk,
+            units.size,
+            f"at the end, and {units.size(found.written_bytes)} more while a checkpoint is written, of "
+            f"{units.size(found.free_disk_bytes)} free",
+        ),
         *table("time", found.time, units.duration, "without evaluations, which share the cores"),
     ]
-    if found.fits:
+    if not found.fits_on_disk:
+        lines.append(f"it does not fit on the disk: {_less_disk(found)}")
+    if found.fits and found.fits_on_disk:
         lines.append("it fits")
+    elif found.fits:
+        pass
     elif found.most_capacity:
         lines.append(
             f"it does not fit: of {found.replay_capacity:,} transitions at most {found.most_capacity:,} do, with "
@@ -46,13 +57,21 @@ def lines_of(found: Plan) -> list[str]:
     return lines
 
 
+def _less_disk(found: Plan) -> str:
+    """What would fit there."""
+    if found.most_checkpoints:
+        return f"--keep-checkpoints {found.most_checkpoints} does"
+    smaller = ", --no-checkpoint-replay or a smaller --replay-capacity" if found.replay_capacity else ""
+    return f"not even one checkpoint does; make room, or name another disk by --runs{smaller}"
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """Try, work out, tell; returns the exit code."""
     own = argparse.ArgumentParser(
         prog="fastrl plan",
         description=f"{__doc__} Every option of the trainer may follow: --algo dqn --env ... --preset nature",
         allow_abbrev=False,
-        epilog="Exit code 3: it does not fit into the memory that is available now.",
+        epilog="Exit code 3: it does not fit into the memory or on the disk that is free now.",
     )
     own.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
     own.add_argument("--seconds", type=float, default=8.0, help="of learning to measure (default: %(default)s)")
@@ -63,17 +82,20 @@ def run_command(arguments: Sequence[str]) -> int:
     require_output(flags.output)
     trainer = trainer_of(flags.algo)
     config = new_run(trainer, rest)
+    require_known(config.env)
     print(
         f"{trainer.algorithm}, preset {config.preset}, {config.env}, {config.steps:,} steps: trying it for "
         f"{flags.seconds:g} s with a small replay ...",
         flush=True,
     )
-    found = plan(config, try_out(trainer, config, flags.seconds), available_memory_bytes())
+    tried = try_out(trainer, config, flags.seconds)
+    found = plan(config, tried, available_memory_bytes(), free_bytes(config.runs))
     print("\n" + "\n".join(lines_of(found)))
     if flags.output is not None:
-        content = {"format": FORMAT, "fits": found.fits, **dataclasses.asdict(found)}
+        fits = {"fits": found.fits, "fits_on_disk": found.fits_on_disk}
+        content = {"format": FORMAT, **fits, **dataclasses.asdict(found)}
         write_private(flags.output, json.dumps(content, indent=1).encode() + b"\n")
-    return 0 if found.fits else _DOES_NOT_FIT
+    return 0 if found.fits and found.fits_on_disk else _DOES_NOT_FIT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

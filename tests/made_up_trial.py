@@ -22,5 +22,7 @@ TRIED = Trial(
     saved_slot_bytes=7_136,
     checkpoint_bytes=20_000_000,
     weights_bytes=18_000_000,
+    networks_bytes=6_000_000,
+    optimiser_bytes=12_000_000,
     row_bytes=500.0,
 )

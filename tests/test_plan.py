@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from tiny_training import TINY_PONG, preset
 
 from fastrl import a3c, dqn, plan
 from fastrl.engine.ring_sizes import ring_bytes
-from fastrl.runs import planning, trial
+from fastrl.runs import planning, process_memory, trial
 from fastrl.runs.child_run import ChildRun
 
-AVAILABLE = 20_000_000_000
+AVAILABLE = FREE = 20_000_000_000
 
 
 def config(**changes: Any) -> dqn.Config:
@@ -34,11 +35,13 @@ def parts(of: list[planning.Part]) -> dict[str, float]:
 
 
 def test_a_plan_is_worked_out_from_what_was_tried() -> None:
-    found = planning.plan(config(), TRIED, AVAILABLE)
+    found = planning.plan(config(), TRIED, AVAILABLE, FREE)
 
     assert parts(found.memory) == {
         "replay": ring_bytes(SHAPE, 10_000),
-        "trainer": 300_000_000,
+        "networks": 6_000_000,
+        "optimiser": 12_000_000,
+        "trainer": 282_000_000,
         "evaluation": 200_000_000,
     }
     assert parts(found.time) == {"start and end": 5.0, "warm-up": 2.0, "learning": 990_000 / 250}
@@ -58,7 +61,7 @@ def test_a_plan_is_worked_out_from_what_was_tried() -> None:
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_what_does_not_fit_is_told_with_what_does(prioritised: bool) -> None:
     def planned(capacity: int) -> planning.Plan:
-        return planning.plan(config(replay_capacity=capacity, prioritised=prioritised), TRIED, AVAILABLE)
+        return planning.plan(config(replay_capacity=capacity, prioritised=prioritised), TRIED, AVAILABLE, FREE)
 
     found = planned(5_000_000)
 
@@ -69,8 +72,28 @@ def test_what_does_not_fit_is_told_with_what_does(prioritised: bool) -> None:
     assert plan.lines_of(found)[-1].endswith(f"--replay-capacity {found.most_capacity}")
 
 
+@pytest.mark.parametrize(("replay", "room"), [(True, 3_000_000_000), (False, 1_000_000_000)])
+def test_a_disk_that_is_too_small_is_told_with_what_fits(replay: bool, room: int) -> None:
+    def planned(checkpoints: int, free: int = room) -> planning.Plan:
+        wanted = config(keep_checkpoints=checkpoints, steps=10_000_000, checkpoint_replay=replay)
+        return planning.plan(wanted, TRIED, AVAILABLE, free)
+
+    found = planned(300)
+
+    assert found.fits
+    assert not found.fits_on_disk
+    assert found.disk_bytes > sum(part.amount for part in found.disk)  # while one more is written
+    assert 1 < found.most_checkpoints < 300
+    assert planned(found.most_checkpoints).fits_on_disk
+    assert not planned(found.most_checkpoints + 1).fits_on_disk
+    assert plan.lines_of(found)[-1] == (
+        f"it does not fit on the disk: --keep-checkpoints {found.most_checkpoints} does"
+    )
+    assert "not even one checkpoint does; make room" in plan.lines_of(planned(300, free=30_000_000))[-1]
+
+
 def test_an_automatic_capacity_leaves_what_the_rest_takes() -> None:
-    found = planning.plan(config(replay_capacity="auto"), TRIED, 8_000_000_000)
+    found = planning.plan(config(replay_capacity="auto"), TRIED, 8_000_000_000, FREE)
 
     assert found.replay_capacity is not None
     assert found.memory_bytes < 8_000_000_000 - 3_900_000_000
@@ -89,18 +112,18 @@ def test_capacities_that_a_replay_refuses_are_refused(
     capacity: Any, available: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        planning.plan(config(replay_capacity=capacity), TRIED, available)
+        planning.plan(config(replay_capacity=capacity), TRIED, available, FREE)
 
 
 def test_short_runs_have_what_they_come_to() -> None:
-    found = planning.plan(config(steps=5_000, evaluate_every_steps=0, checkpoint_replay=False), TRIED, AVAILABLE)
+    found = planning.plan(config(steps=5_000, evaluate_every_steps=0, checkpoint_replay=False), TRIED, AVAILABLE, FREE)
 
     assert parts(found.time) == {"start and end": 5.0, "warm-up": 1.0, "learning": 0.0}
     assert parts(found.disk) == {"checkpoints": 20_000_000, "metrics": 500.0}
 
 
 def test_priorities_are_counted() -> None:
-    with_them = planning.plan(config(prioritised=True), TRIED, AVAILABLE)
+    with_them = planning.plan(config(prioritised=True), TRIED, AVAILABLE, FREE)
 
     assert parts(with_them.memory)["priorities"] == 2 * 8 * 2**17
 
@@ -112,6 +135,7 @@ def test_priorities_are_counted() -> None:
         (["--algo", "dqn", "--seconds", "0"], r"--seconds 0.0 is outside \(0, 3600\]"),
         (["--algo", "dqn", "--seeds", "0-3"], "one new run is looked at here"),
         (["--algo", "dqn", "--env", "Nothing-v0"], "'Nothing-v0' is neither an Atari game nor an env of Gymnasium"),
+        (["--algo", "dqn", "--output", "/proc/x.json"], "nothing can be written where /proc/x.json is to be"),
     ],
 )
 def test_wrong_questions_are_refused(
@@ -148,7 +172,7 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
         found = json.loads(output.read_text())
         began = time.perf_counter()
         with ChildRun(dqn.TRAINER, dataclasses.replace(wanted, name=f"real{attempt}")) as child:
-            peak = trial.PeakMemory(child.process.pid)
+            peak = process_memory.PeakMemory(child.process.pid)
             while child.process.poll() is None:
                 time.sleep(0.05)
                 peak.look()
@@ -171,15 +195,51 @@ def test_a_plan_is_true_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixt
     pytest.fail(f"the time was planned as {planned['time']:.1f} s and was {took_s:.1f} s")
 
 
-def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
-    command = ["-m", "fastrl.plan", "--algo", "dqn", "--env", "CartPole-v1", "--steps", "100000000", "--seconds", "600"]
+def test_memory_is_what_a_process_was_seen_to_take() -> None:
+    """Known amounts, beside the kernel's own counters: memory of its own, and memory shared that is mapped twice."""
+    own, shared = 60_000_000, 40_000_000
+    code = (
+        "import mmap, os, sys\nsys.stdin.readline()\n"
+        f"own = b'x' * {own}\nfile = os.memfd_create('shared')\nos.ftruncate(file, {shared})\n"
+        f"maps = [mmap.mmap(file, {shared}) for _ in range(2)]\n"
+        f"for each in maps: each[:] = b'y' * {shared}\n"
+        "print(flush=True)\nsys.stdin.readline()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", code], text=True, **pipes) as process:  # type: ignore[call-overload]
+        time.sleep(0.5)
+        before, resident_before = process_memory.memory_bytes(process.pid), resident(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        took, resident_took = process_memory.memory_bytes(process.pid) - before, resident(process.pid) - resident_before
+        process.stdin.write("\n")
+
+    assert took == pytest.approx(own + shared, rel=0.03)
+    assert resident_took == pytest.approx(own + 2 * shared, rel=0.03)  # which counts a page once a mapping
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("phase", ["training", "evaluating"])
+def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path, phase: str) -> None:
+    command = ["-m", "fastrl.plan", "--algo", "dqn", "--env", "CartPole-v1", "--steps", "100000000"]
+    command += ["--seconds", "600" if phase == "training" else "0.2", "--evaluation-episodes", "100000"]
+
+    def there(planner: int) -> bool:
+        if phase == "training":
+            return bool(list(tmp_path.glob("runs/.plan-*/trial/metrics.csv")))
+        return any("fastrl.evaluate" in command_line_of(pid) for pid in process_memory.processes(planner))
+
     with subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.DEVNULL) as planning_process:
         try:
             patience = time.monotonic() + 60
-            while not list(tmp_path.glob("runs/.plan-*/trial/metrics.csv")):
+            while not there(planning_process.pid):
                 assert time.monotonic() < patience
                 time.sleep(0.05)
-            trained = trial.processes(planning_process.pid)
+            trained = process_memory.processes(planning_process.pid)
             planning_process.send_signal(signal.SIGTERM)
             assert planning_process.wait(60) == 128 + signal.SIGTERM
         finally:
@@ -187,6 +247,13 @@ def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     assert trained
     assert not [pid for pid in trained if Path(f"/proc/{pid}").exists()]
     assert not list(tmp_path.iterdir())
+
+
+def command_line_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def column(path: Path, name: str) -> list[float]:
@@ -202,4 +269,4 @@ def test_workers_of_other_processes_are_counted(tmp_path: Path) -> None:
     assert found.workers_bytes > 50_000_000
     assert found.warm_up_steps_per_s is None
     assert not (tmp_path / "runs").exists()
-    assert "its other processes" in parts(planning.plan(wanted, found, AVAILABLE).memory)
+    assert "its other processes" in parts(planning.plan(wanted, found, AVAILABLE, FREE).memory)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import zlib
 from collections.abc import Iterable
@@ -55,6 +56,12 @@ def write_private_parts(path: Path, parts: Iterable[Any]) -> None:
             os.unlink(temporary)
         raise
     sync_directory(path.parent)
+
+
+def free_bytes(directory: Path) -> int:
+    """That a user may still write where ``directory`` is, or is to be."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def sync_directory(directory: Path) -> None:
@@ -135,7 +142,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DamagedFile):
             raise
-        raise DamagedFile(f"{path}: cannot be read ({error})") from None
+        why = type(error).__name__
+        raise DamagedFile(f"{path}: is damaged, or was not written by fastrl ({why})") from None
     if not isinstance(content, dict):
         raise DamagedFile(f"{path}: holds {type(content).__name__}, not an object")
     return content

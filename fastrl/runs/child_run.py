@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
@@ -42,7 +43,7 @@ class ChildRun:
         output: IO[bytes] | None = None,
     ) -> None:
         self.path: Path = config.runs / config.name
-        self._taken_over: list[int] = []
+        self._signals = contextlib.ExitStack()
         order = {"config": as_json(config), "resume": None if resume is None else str(resume), "digest": digest}
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(order), str(os.getpid())],
@@ -54,18 +55,13 @@ class ChildRun:
 
     def __enter__(self) -> Self:
         # Who is told to end ends it first, and whatever it keeps for it.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is signal.SIG_DFL:
-                    signal.signal(number, _exit)
-                    self._taken_over.append(number)
+        self._signals.enter_context(ended_in_order())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in self._taken_over:
-            signal.signal(number, signal.SIG_DFL)
+        self._signals.close()
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -75,6 +71,22 @@ class ChildRun:
         """The hash, of a run that has ended."""
         found: str = json.loads((self.path / DIGEST_FILE).read_text())
         return found
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Who is told to end meanwhile, by SIGTERM or SIGHUP, leaves by SystemExit, which closes what is open."""
+    taken_over = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _exit)
+                taken_over.append(number)
+    try:
+        yield
+    finally:
+        for number in taken_over:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastrl.engine.ring_sizes import guard_steps, least_slots, most_slots, ring_bytes, slots_asked_for
@@ -29,6 +29,9 @@ class Plan:
     disk: list[Part]
     time: list[Part]
     available_bytes: int  # of memory, now
+    free_disk_bytes: int  # where runs go, now
+    written_bytes: float  # more, while a checkpoint is written
+    most_checkpoints: int  # that fit on the disk, of those that are kept; 0: not one
     replay_capacity: int | None  # transitions; None: there is no replay
     most_capacity: int | None  # that fit into the available memory
 
@@ -36,6 +39,16 @@ class Plan:
     def memory_bytes(self) -> float:
         """In all."""
         return sum(part.amount for part in self.memory)
+
+    @property
+    def disk_bytes(self) -> float:
+        """In all, while the last checkpoint is written."""
+        return sum(part.amount for part in self.disk) + self.written_bytes
+
+    @property
+    def fits_on_disk(self) -> bool:
+        """Whether there is room enough."""
+        return self.disk_bytes <= self.free_disk_bytes
 
     @property
     def time_s(self) -> float:
@@ -48,13 +61,14 @@ class Plan:
         return self.memory_bytes <= self.available_bytes
 
 
-def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
+def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) -> Plan:
     """Work it out.
 
     Args:
         config: of the run that is planned.
         trial: of the same configuration.
         available_bytes: of memory.
+        free_disk_bytes: where runs go.
     """
     steps, warm_up = int(config.steps), min(config.steps, getattr(config, "warm_up_steps", 0))
     times = [Part("start and end", trial.start_s, "imports, games, the last checkpoint")]
@@ -67,23 +81,19 @@ def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
     times.append(Part("learning", (steps - warm_up) / trial.steps_per_s, why))
     whole_s = sum(part.amount for part in times)
 
-    own = trial.trainer_bytes - trial.replay_bytes
-    memory = [Part("trainer", own, "Python, torch, networks, optimiser, games, batches")]
+    learnt = trial.networks_bytes + trial.optimiser_bytes
+    memory = [
+        Part("networks", trial.networks_bytes, "weights, also of targets and other copies"),
+        Part("optimiser", trial.optimiser_bytes, "what it remembers of each weight"),
+        Part("trainer", trial.trainer_bytes - trial.replay_bytes - learnt, "Python, torch, games, batches, gradients"),
+    ]
     if trial.workers_bytes:
         memory.append(Part("its other processes", trial.workers_bytes, "workers, with their games"))
     if trial.evaluation_bytes:
         memory.append(Part("evaluation", trial.evaluation_bytes, "a process of its own, from time to time"))
     rest = int(sum(part.amount for part in memory))
 
-    between = _steps_between_checkpoints(config, steps / whole_s)
-    saves = min(config.keep_checkpoints, 1 + (steps - 1) // between)
-    disk = [Part("checkpoints", saves * trial.checkpoint_bytes, f"{saves}, without replays")]
-    if config.evaluate_every_steps:
-        disk.append(Part("the best weights", trial.weights_bytes, "by evaluation"))
-    rows = steps // config.log_every_steps
-    disk.append(Part("metrics", rows * trial.row_bytes, f"{rows:,} rows, and the same as TensorBoard events"))
-
-    capacity = most = None
+    capacity = most = kept_slots = None
     if trial.replay_shape is not None:
         shape = trial.replay_shape
         lanes = shape["lanes"]
@@ -99,10 +109,39 @@ def plan(config: Any, trial: Trial, available_bytes: int) -> Plan:
         if priorities := priorities_bytes(slots):
             memory.insert(1, Part("priorities", priorities, "sums over all transitions"))
         if config.checkpoint_replay:
-            # One ring, and what the older ones of the kept saves have beyond it.
-            kept = min(steps, (slots - guard_steps()) * lanes + (saves - 1) * between)
-            disk.append(Part("saved replays", kept * trial.saved_slot_bytes, f"{kept:,} transitions, written once"))
-    return Plan(memory, disk, times, available_bytes, capacity, most)
+            kept_slots = (slots - guard_steps()) * lanes
+
+    between = _steps_between_checkpoints(config, steps / whole_s)
+    saves = min(config.keep_checkpoints, 1 + (steps - 1) // between)
+    disk = _on_disk(config, trial, saves, between, kept_slots)
+    found = Plan(memory, disk, times, available_bytes, free_disk_bytes, trial.checkpoint_bytes, saves, capacity, most)
+    while found.most_checkpoints and not found.fits_on_disk:
+        fewer = found.most_checkpoints - 1
+        found = replace(found, disk=_on_disk(config, trial, fewer, between, kept_slots), most_checkpoints=fewer)
+    return replace(found, disk=disk)
+
+
+def _on_disk(config: Any, trial: Trial, saves: int, between: int, kept_slots: int | None) -> list[Part]:
+    """What lies there at the end.
+
+    Args:
+        config: of the run.
+        trial: of the same configuration.
+        saves: checkpoints that are kept.
+        between: steps from one to the next.
+        kept_slots: transitions that a saved replay has at the most; None: none is saved.
+    """
+    steps = int(config.steps)
+    disk = [Part("checkpoints", saves * trial.checkpoint_bytes, f"{saves}, without replays")]
+    if config.evaluate_every_steps:
+        disk.append(Part("the best weights", trial.weights_bytes, "by evaluation"))
+    rows = steps // config.log_every_steps
+    disk.append(Part("metrics", rows * trial.row_bytes, f"{rows:,} rows, and the same as TensorBoard events"))
+    if kept_slots is not None and saves:
+        # One ring, and what the older ones of the kept saves have beyond it.
+        kept = min(steps, kept_slots + (saves - 1) * between)
+        disk.append(Part("saved replays", kept * trial.saved_slot_bytes, f"{kept:,} transitions, written once"))
+    return disk
 
 
 def _steps_between_checkpoints(config: Any, steps_per_s: float) -> int:

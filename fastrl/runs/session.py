@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from fastrl.runs.core_waits import CoreWaits
 from fastrl.runs.game_statistics import GameStatistics
 from fastrl.runs.metrics import MetricsLog
 from fastrl.runs.options import changed_settings
+from fastrl.runs.process_memory import memory_bytes
 from fastrl.runs.run_dir import NotARun, RunDir, as_json, machine, versions
 from fastrl.runs.stages import StageClock
 from fastrl.runs.stop import StopSignals
@@ -354,7 +355,7 @@ class Session:
             "length_mean_100": self.games.mean_length_steps,
             **values,
             "replay_fill": None if self.envs.replay is None else len(self.envs.replay) / self.envs.replay.capacity,
-            "memory_mb": resident_mb(),
+            "memory_mb": memory_bytes(os.getpid()) / 1e6,
             "frames_per_s": (self.steps - self._logged_steps) * self.envs.frames_per_step / span,
             "steps_per_s": (self.steps - self._logged_steps) / span,
             "updates_per_s": (self.updates - self._logged_updates) / span,
@@ -504,16 +505,6 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], updates: int) -> None:
                 f"train: {name} is not finite after update {updates}, so no checkpoint is made of it; the last one is "
                 "from before. Usually the learning rate is too high"
             )
-
-
-def resident_mb() -> float:
-    """Memory that this process takes now, in megabytes. What it has mapped twice (its own lanes) counts once."""
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        kibibytes = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    except (OSError, ValueError, IndexError):
-        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes * 1024 / 1e6
 
 
 @contextlib.contextmanager

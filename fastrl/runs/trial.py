@@ -21,8 +21,9 @@ import numpy.typing as npt
 from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs.checkpoint import CheckpointStore, read
-from fastrl.runs.child_run import ChildRun
+from fastrl.runs.child_run import ChildRun, ended_in_order
 from fastrl.runs.command_line import Trainer
+from fastrl.runs.process_memory import PeakMemory
 from fastrl.runs.tables import read_columns
 
 _POLL_S = 0.1
@@ -60,6 +61,8 @@ class Trial:
     saved_slot_bytes: int  # of a transition on disk
     checkpoint_bytes: int  # without the replay
     weights_bytes: int  # of one without the games under way
+    networks_bytes: int  # of its tensors: weights, of copies such as targets too
+    optimiser_bytes: int  # of its tensors: what the optimiser remembers
     row_bytes: float  # of metrics.csv and TensorBoard, each row
 
 
@@ -76,55 +79,6 @@ def _learns_on_gpu(config: Any) -> bool:
     return config.device != "cpu" and torch.cuda.is_available()
 
 
-def processes(pid: int) -> list[int]:
-    """The living descendants of a process, without itself."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        parent = waiting.pop()
-        children = [child for child, of in parents.items() if of == parent]
-        found += children
-        waiting += children
-    return found
-
-
-def memory_bytes(pid: int, *, files: bool = True) -> int:
-    """What a process takes now; 0: there is none.
-
-    Args:
-        pid: the process.
-        files: count the files that it has mapped, such as libraries. Processes that have the same ones share them.
-    """
-    found = 0
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        # Shared memory in parts, as many as share it: a ring is mapped twice by its writer.
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                found += 1024 * int(line.split()[1])
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssFile:") and files:
-                found += 1024 * int(line.split()[1])
-    return found
-
-
-class PeakMemory:
-    """The most that a process, and its descendants beside it, were seen to take."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.own_bytes = self.descendants_bytes = 0
-
-    def look(self) -> None:
-        """Now."""
-        self.own_bytes = max(self.own_bytes, memory_bytes(self._pid))
-        beside = sum(memory_bytes(pid, files=False) for pid in processes(self._pid))
-        self.descendants_bytes = max(self.descendants_bytes, beside)
-
-
 def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
     """Train for ``seconds`` with a small replay, in a process and a directory of its own.
 
@@ -133,6 +87,11 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
         config: the run that is planned.
         seconds: of learning; the warm-up before it is shortened.
     """
+    with ended_in_order():
+        return _tried_out(trainer, config, seconds)
+
+
+def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
     every = _LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS
     was_there = config.runs.exists()
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
@@ -195,7 +154,9 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         raise TrialFailed(f"{config.steps:,} steps are over before there is anything to measure; give more --steps")
     saved = read(store.path_of(store.steps_saved()[0]))
     manifest = read_manifest(store.replay_save(saved)) if saved.state["replay"] else None
-    games_bytes = sum(t.numel() * t.element_size() for name, t in saved.tensors.items() if name.startswith("env."))
+    tensor_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in saved.tensors.items()}
+    games_bytes = sum(size for name, size in tensor_bytes.items() if name.startswith("env."))
+    optimiser_bytes = sum(size for name, size in tensor_bytes.items() if _is_optimisers(name))
     checkpoint_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*"))
     logged = [path / "metrics.csv", *(path / "tensorboard").glob("*")]
     settled = learning[min(_LEAVE_OUT_ROWS, len(learning) - 2) :]
@@ -218,8 +179,15 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
         weights_bytes=checkpoint_bytes - games_bytes,
+        networks_bytes=sum(tensor_bytes.values()) - games_bytes - optimiser_bytes,
+        optimiser_bytes=optimiser_bytes,
         row_bytes=sum(file.stat().st_size for file in logged) / len(rows["steps"]),
     )
+
+
+def _is_optimisers(tensor: str) -> bool:
+    """Whether a tensor of a checkpoint is what an optimiser remembers."""
+    return "optimiser" in tensor or tensor == "shared.squares"
 
 
 def evaluation_bytes(run: Path, config: Any) -> int:

@@ -29,7 +29,9 @@ def with_tuned(config: Any, path: Path, algorithm: str) -> Any:
     try:
         found = read_json(path)
     except DamagedFile as error:
-        raise ValueError(f"tuned: {error}; fastrl profile --algo {algorithm} --output {path} writes one") from None
+        raise ValueError(
+            f"tuned: {error}; it is to be a file that fastrl profile --algo {algorithm} --output FILE wrote"
+        ) from None
     if found.get("format") != FORMAT or found.get("algorithm") != algorithm:
         raise ValueError(
             f"tuned: {path} is for {found.get('algorithm')!r} (format {found.get('format')!r}), this is {algorithm!r} "
@@ -37,7 +39,7 @@ def with_tuned(config: Any, path: Path, algorithm: str) -> Any:
         )
     settings = found.get("settings")
     names = {field.name for field in dataclasses.fields(config)} & set(SETTINGS)
-    if not isinstance(settings, dict) or not set(settings) <= names:
+    if not isinstance(settings, dict) or not set(settings) <= names or not isinstance(found.get("env"), str):
         raise ValueError(f"tuned: {path} has settings {json.dumps(settings)[:200]}; {algorithm} takes {sorted(names)}")
     return dataclasses.replace(config, **settings)
 

@@ -1,0 +1,55 @@
+"""What processes take of memory, counted so that it does not depend on who else shares it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+
+def processes(pid: int) -> list[int]:
+    """The living descendants of a process, without itself."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        children = [child for child, of in parents.items() if of == parent]
+        found += children
+        waiting += children
+    return found
+
+
+def memory_bytes(pid: int, *, files: bool = True) -> int:
+    """What a process takes now; 0: there is none.
+
+    Args:
+        pid: the process.
+        files: count the files that it has mapped, such as libraries. Processes that have the same ones share them.
+    """
+    found = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # Shared memory in parts, as many as share it: a ring is mapped twice by its writer.
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                found += 1024 * int(line.split()[1])
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssFile:") and files:
+                found += 1024 * int(line.split()[1])
+    return found
+
+
+class PeakMemory:
+    """The most that a process, and its descendants beside it, were seen to take."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.own_bytes = self.descendants_bytes = 0
+
+    def look(self) -> None:
+        """Now."""
+        self.own_bytes = max(self.own_bytes, memory_bytes(self._pid))
+        beside = sum(memory_bytes(pid, files=False) for pid in processes(self._pid))
+        self.descendants_bytes = max(self.descendants_bytes, beside)
