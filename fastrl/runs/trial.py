@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,11 @@ _LEAST_ROWS = 5
 _SLOTS, _TRANSITIONS = 512, 4096
 _TERMINATED = 128 + signal.SIGTERM
 _EVALUATE_FOR_S = 15.0
+# It ends with who started it, however that ends.
+_EVALUATOR = (
+    "import sys; from fastrl.runs.workers import die_with; die_with(int(sys.argv.pop(1)));"
+    "from fastrl.evaluate import main; main()"
+)
 
 
 class TrialFailed(RuntimeError):
@@ -195,7 +201,7 @@ def evaluation_bytes(run: Path, config: Any) -> int:
     episodes, network = str(config.evaluation_episodes), str(getattr(config, "network", ""))
     own = ["--network", network] if ":" in network else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastrl.evaluate", str(run), "--episodes", episodes, "--threads", "1", *own],
+        [sys.executable, "-c", _EVALUATOR, str(os.getpid()), str(run), "--episodes", episodes, "--threads", "1", *own],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
