@@ -13,6 +13,7 @@ from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.stage_times import OWN_STAGES, StageTimes, pool_steps_per_s, stage_times
+from fastrl.runs.stop import exits_in_order
 
 _MEANING = {
     "emulate": "act(): the engine itself",
@@ -114,7 +115,8 @@ def profile_algorithm(arguments: list[str]) -> None:
     if not options.sweep and (options.output is not None or options.sweep_envs):
         raise ValueError("--no-sweep: nothing is found then that --output could keep; leave out one of them")
     trainer = trainer_of(options.algo)
-    profile_training(trainer, new_run(trainer, rest), options)
+    with exits_in_order():  # there is a folder for what is measured, and there are trials
+        profile_training(trainer, new_run(trainer, rest), options)
 
 
 def require(name: str, value: float, most: float) -> None:

@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self
 
 from fastrl.runs.command_line import Trainer, from_stored
 from fastrl.runs.run_dir import as_json
+from fastrl.runs.stop import exits_in_order
 from fastrl.runs.workers import die_with
 
 DIGEST_FILE = "digest.json"
@@ -42,7 +42,7 @@ class ChildRun:
         output: IO[bytes] | None = None,
     ) -> None:
         self.path: Path = config.runs / config.name
-        self._taken_over: list[int] = []
+        self._signals = exits_in_order()
         order = {"config": as_json(config), "resume": None if resume is None else str(resume), "digest": digest}
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(order), str(os.getpid())],
@@ -54,18 +54,13 @@ class ChildRun:
 
     def __enter__(self) -> Self:
         # Who is told to end ends it first, and whatever it keeps for it.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is signal.SIG_DFL:
-                    signal.signal(number, _exit)
-                    self._taken_over.append(number)
+        self._signals.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in self._taken_over:
-            signal.signal(number, signal.SIG_DFL)
+        self._signals.__exit__(None, None, None)
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -75,10 +70,6 @@ class ChildRun:
         """The hash, of a run that has ended."""
         found: str = json.loads((self.path / DIGEST_FILE).read_text())
         return found
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def train(module: str, order: dict[str, Any]) -> None:
