@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from fastrl.engine.played_envs import played_envs
 from fastrl.runs import asynchronous, command_line
 from fastrl.runs.asynchronous import Recipe
 from fastrl.runs.ceilings import Stage, ceiling, synchronised
+from fastrl.runs.session import torch_threads
 from fastrl.runs.sweep import ROUNDS, Settings, Tried, fastest, settings_to_try, try_in_turn
 from fastrl.runs.trial import Trial, TrialFailed
 from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
@@ -154,7 +156,8 @@ def test_a_round_is_parted_where_acting_ends(module: Any, slow: str, monkeypatch
     owner, name = {"acting": (worker.way, "forward"), "learning": (worker, "apply")}[slow]
     own = getattr(owner, name)
 
-    rounds.play()  # what torch does once takes a while
+    with torch_threads(1):
+        rounds.play()  # what torch does once takes a while
     steps = rounds.envs.asked
     pause_s = 0.4 / steps if slow == "acting" else 0.4
 
@@ -163,7 +166,8 @@ def test_a_round_is_parted_where_acting_ends(module: Any, slow: str, monkeypatch
         return own(*given, **named)
 
     monkeypatch.setattr(owner, name, slowly)
-    rounds.play()
+    with torch_threads(1):
+        rounds.play()
 
     assert 2 * steps == worker.config.steps_per_round
     took_s = {"acting": 2 * steps * rounds.acting_s, "learning": 2 * steps * rounds.learning_s}
@@ -217,21 +221,31 @@ def test_what_is_a_part_of_emulating_is_no_bottleneck_of_its_own() -> None:
     assert "the bottleneck is emulate: alone it could do 100 steps/s" in together_lines(TRIED, found, None)[-1]
 
 
-def test_whoever_ends_it_leaves_no_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastrl.profile", "--algo", "dqn", "--preset", "classic", "--seconds", "60"]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=tmp_path)
+def test_whoever_ends_it_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def stages(config: Any) -> Iterator[list[Stage]]:
+        yield [Stage("wait", "", lambda: time.sleep(0.01), 1)]
+
+    monkeypatch.setitem(_training_profile._STAGES, "dqn", stages)  # what a forked process can do
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        code: Any = 99
+        try:
+            profile.main(["--algo", "dqn", "--preset", "classic", "--no-tensorboard", "--seconds", "60"])
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
     try:
-        patience = time.monotonic() + 120
-        while not list(tmp_path.glob("fastrl-profile-*")):
-            assert process.poll() is None
-            assert time.monotonic() < patience
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        patience = time.monotonic() + 60
+        while not list(tmp_path.glob("fastrl-profile-*")) and time.monotonic() < patience:
+            time.sleep(0.01)
     finally:
-        process.kill()
-        process.wait()
-    assert not list(tmp_path.glob("fastrl-profile-*"))
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_are_tried_in_turn_and_those_that_fail_once() -> None:
