@@ -145,7 +145,7 @@ def async_stages(config: Any) -> Iterator[list[Stage]]:
                 Stage("emulate", f"{by}, random actions; {at_once}", step, emulating * games),
                 Stage(
                     "act",
-                    f"the weights as they are, the network on {by}",
+                    f"taking the shared weights; the network on {by}",
                     rounds.play,
                     learning,
                     lambda: rounds.acting_s,
@@ -260,14 +260,14 @@ def together_lines(trial: Trial, found: dict[str, tuple[float, str]], made_of: R
         limits = {name: rate for name, rate in limits.items() if name not in made_of.shares}
         longest, share = next(iter(made_of.shares.items()))
         limits[longest] = made_of.steps_per_s
-        part_of = f"{share:.0%} of a worker's round; with nothing but rounds"
+        part_of = f"{share:.0%} of a worker's round; rounds by themselves"
     slowest = min(limits, key=lambda name: limits[name])
-    alone = part_of if made_of is not None and slowest in made_of.shares else "alone"
+    alone = part_of if made_of is not None and slowest in made_of.shares else "alone it"
     return [
         f"together: {trial.steps_per_s:,.0f} steps/s ({trial.steps_per_s * trial.frames_per_step:,.0f} frames/s, "
         f"{trial.updates_per_s:,.1f} updates/s)",
         f"  the trainer's wall time: {waits}{where}",
-        f"  the bottleneck is {slowest}: {alone} it could do {limits[slowest]:,.0f} steps/s, of which the whole "
+        f"  the bottleneck is {slowest}: {alone} could do {limits[slowest]:,.0f} steps/s, of which the whole "
         f"reaches {trial.steps_per_s / limits[slowest]:.0%}",
     ]
 

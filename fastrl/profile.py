@@ -103,8 +103,14 @@ def profile_algorithm(arguments: list[str]) -> None:
     parser.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
     parser.add_argument("--seconds", type=float, default=2.0, help="for each stage alone (default: %(default)s)")
     parser.add_argument("--together-seconds", type=float, default=60.0, help="for all at once (default: %(default)s)")
-    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="do not look for the fastest threads")
-    parser.add_argument("--sweep-envs", type=int, nargs="+", default=[], help="numbers of envs to try as well")
+    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="do not look for the fastest settings")
+    parser.add_argument(
+        "--sweep-envs",
+        type=int,
+        nargs="+",
+        default=[],
+        help="numbers of envs to try and keep (default: some, kept never)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the fastest settings for --tuned")
     options, rest = parser.parse_known_args(arguments)
     require("--seconds", options.seconds, 3600)

@@ -208,8 +208,8 @@ def test_the_bottleneck_of_workers_is_the_longest_part_of_their_rounds() -> None
     said = together_lines(trial, found, made_of)
     assert said[1:] == [
         "  the trainer's wall time: waits for its workers 97%; log 2%, other 1%",
-        "  the bottleneck is learn: 57% of a worker's round; with nothing but rounds it could do 143 steps/s, of which "
-        "the whole reaches 70%",
+        "  the bottleneck is learn: 57% of a worker's round; rounds by themselves could do 143 steps/s, of which the "
+        "whole reaches 70%",
     ]
     slow_log = {**found, "log": (50.0, "")}
     assert "bottleneck is log: alone it could do 50 steps/s" in together_lines(trial, slow_log, made_of)[-1]
