@@ -291,9 +291,9 @@ def test_envs_are_tried_by_default_and_kept_only_if_they_were_asked_for(
     settings = find_settings(dqn.TRAINER, config, [], 6.0)
     said = capsys.readouterr().out
     assert settings == {"threads": 1, "torch_threads": 1}  # all as fast as each other: the run's own
-    assert "--num-envs 16 is faster; it shapes what is learned too, so that it is not kept" in said
+    assert "--num-envs 8 is faster; it shapes what is learned too, so that it is not kept" in said
     assert seconds == [2.0] * len(seconds)
-    assert len(seconds) == ROUNDS * (len(settings_to_try(config, [])) + 4)
+    assert len(seconds) == ROUNDS * (len(settings_to_try(config, [])) + 3)
 
     settings = find_settings(dqn.TRAINER, config, [2, 8], 6.0)
     assert settings["num_envs"] == 8

@@ -73,11 +73,11 @@ def settings_to_try(config: Any, envs: Sequence[int]) -> list[Settings]:
 
 
 def other_envs(config: Any) -> list[int]:
-    """Numbers of envs around the run's own, where threads and products gain by more of them and the rules allow it."""
+    """A few numbers of envs around the run's own, where threads and products gain by more of them and the rules allow it."""
     if not is_atari(config.env) or getattr(config, "steps_per_round", 1) == 0:  # whole episodes are of one game
         return []
     own = getattr(config, named_envs(config))
-    return sorted({own // 2, 2 * own, 4 * own} - {0})
+    return [own // 2, 2 * own] if own > 1 else [2, 4]  # few: each trial begins as a run does
 
 
 def try_in_turn(
