@@ -285,7 +285,7 @@ def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], seconds:
     own, name = settings[0], named_envs(config)
     shown = name.replace("_", "-")
     say(
-        f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning each (and as long as a run takes to begin), in turn:"
+        f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning each after its start, in turn:"
     )
     best = fastest(try_in_turn(try_one, settings, say), own)
     if best.settings == own:

@@ -73,7 +73,7 @@ def settings_to_try(config: Any, envs: Sequence[int]) -> list[Settings]:
 
 
 def other_envs(config: Any) -> list[int]:
-    """A few numbers of envs around the run's own, where threads and products gain by more of them and the rules allow it."""
+    """A few around the run's own, where threads and products gain by more envs and the rules allow them."""
     if not is_atari(config.env) or getattr(config, "steps_per_round", 1) == 0:  # whole episodes are of one game
         return []
     own = getattr(config, named_envs(config))
