@@ -284,9 +284,7 @@ def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], seconds:
     settings = settings_to_try(config, asked_envs)
     own, name = settings[0], named_envs(config)
     shown = name.replace("_", "-")
-    say(
-        f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning each after its start, in turn:"
-    )
+    say(f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning after a start, in turn:")
     best = fastest(try_in_turn(try_one, settings, say), own)
     if best.settings == own:
         say("no other was faster than the run's own beyond what rounds of one differ by")
