@@ -1,10 +1,11 @@
-"""``fastrl profile --algo``: the parts of a training alone, then together, and the threads that are fastest."""
+"""``fastrl profile --algo``: the parts of a training alone, then together, and the settings that are fastest."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,27 @@ import numpy as np
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.recorded_envs import is_atari
 from fastrl.engine.stage_times import stage_times
+from fastrl.runs.asynchronous import Recipe, emulating_threads, placed
 from fastrl.runs.asynchronous import make_envs as make_played_envs
-from fastrl.runs.ceilings import Stage, ceiling, logging, random_actions, recording
+from fastrl.runs.ceilings import Stage, ceiling, logging, random_actions, recording, synchronised
 from fastrl.runs.command_line import Trainer
 from fastrl.runs.opening import opened
 from fastrl.runs.options import resolved
 from fastrl.runs.run_dir import machine
-from fastrl.runs.trial import Trial, TrialFailed, try_out
+from fastrl.runs.session import torch_threads
+from fastrl.runs.sweep import (
+    ROUNDS,
+    Settings,
+    fastest,
+    has_worker_processes,
+    named_envs,
+    other_envs,
+    settings_to_try,
+    try_in_turn,
+)
+from fastrl.runs.trial import Trial, try_out
 from fastrl.runs.tuned import write_tuned
+from fastrl.runs.worker_rounds import WorkerRounds
 
 BAR_WIDTH = 30
 
@@ -66,6 +80,7 @@ def dqn_stages(config: Any) -> Iterator[list[Stage]]:
         def act() -> None:
             dqn.act(envs, learner, 0.0, exploration)
 
+        feed = synchronised(feed, learner.device)
         batch = feed().tensors
         each = config.update_every_steps
         stages += [
@@ -109,34 +124,62 @@ def ddpg_stages(config: Any) -> Iterator[list[Stage]]:
 
 @contextlib.contextmanager
 def async_stages(config: Any) -> Iterator[list[Stage]]:
-    """Of A3C and asynchronous Q: their workers play and learn in one."""
-    envs = make_played_envs(config, config.games_per_worker, "profile", config.threads if config.alone else 1)
+    """Of A3C and asynchronous Q: what one worker does, as many times as workers can do it side by side."""
+    recipe: Recipe = importlib.import_module(config.__class__.__module__).RECIPE
+    threads, games = emulating_threads(config), config.games_per_worker
+    torch_count = 1 if has_worker_processes(config) and config.device == "cpu" else config.torch_threads
     rng = np.random.default_rng(0)
+    envs = make_played_envs(config, games, "profile", threads)
     try:
-        envs.start(None)
+        with torch_threads(torch_count):
+            rounds = WorkerRounds(recipe, config, envs)
 
-        def step() -> None:
-            envs.step(rng.integers(envs.num_actions, size=config.games_per_worker))
+            def step() -> None:
+                envs.step(rng.integers(envs.num_actions, size=games))
 
-        does = f"{config.games_per_worker} envs of one worker, random actions"
-        yield [Stage("emulate", does, step, config.games_per_worker * (1 if config.alone else config.workers))]
+            emulating, learning = side_by_side(config)
+            by = f"{games} env{'s' if games > 1 else ''} of a worker"
+            at_once = f"{emulating} worker{'s' if emulating > 1 else ''} at once"
+            back = "a round's targets and way back, and the step of what all share"
+            yield [
+                Stage("emulate", f"{by}, random actions; {at_once}", step, emulating * games),
+                Stage(
+                    "act",
+                    f"taking the shared weights; the network on {by}",
+                    rounds.play,
+                    learning,
+                    lambda: rounds.acting_s,
+                ),
+                Stage("learn", back, rounds.play, learning, lambda: rounds.learning_s),
+            ]
     finally:
         envs.close()
 
 
+def side_by_side(config: Any) -> tuple[int, int]:
+    """How many workers can emulate at once, and how many can act or learn."""
+    if not has_worker_processes(config):
+        return 1, 1
+    cores = usable_cores()
+    if config.device == "cpu":
+        return (min(config.workers, cores),) * 2
+    # Groups of games on a GPU: one thread goes from one to the next, the threads of their games go on meanwhile.
+    return max(1, min(config.workers, cores // (emulating_threads(config) or cores))), 1
+
+
 def learning(learner: Any, batch: Any, every_steps: int) -> Stage:
     """Updates with one batch again and again."""
-    import torch
-
-    def update() -> None:
-        learner.update(batch)
-        if learner.device.type == "cuda":
-            torch.cuda.synchronize()
-
+    update = synchronised(lambda: learner.update(batch), learner.device)
     return Stage("learn", f"an update every {every_steps} steps", update, every_steps)
 
 
 _STAGES = {"dqn": dqn_stages, "ddpg": ddpg_stages, "a3c": async_stages, "async_q": async_stages}
+_WAITING = "wait for workers"  # the trainer's name for what it does while they do everything
+
+
+def settled(config: Any) -> Any:
+    """``config`` with everything that the machine decides, as its trainer has it."""
+    return placed(config) if hasattr(config, "workers") else resolved(config)
 
 
 def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, tuple[float, str]]:
@@ -152,9 +195,19 @@ def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, tuple[f
             found[stage.name] = ceiling(stage, seconds), stage.does
     if is_atari(config.env):
         inside = stage_times(config.env, config.protocol, steps=500, repeats=1)
-        own = 1e6 / inside.own_us
-        found["preprocess"] = own, "of emulating: screens to stacks, by one thread"
+        threads = preprocessing_threads(config)
+        does = f"of emulating: screens to stacks, by {threads} thread{'s' if threads > 1 else ''}"
+        found["preprocess"] = threads * 1e6 / inside.own_us, does
     return dict(sorted(found.items(), key=lambda item: item[1][0]))
+
+
+def preprocessing_threads(config: Any) -> int:
+    """That emulate, and work on the screens: no more than there are envs, or cores."""
+    cores = usable_cores()
+    if has_worker_processes(config) and config.device == "cpu":
+        return side_by_side(config)[0]
+    envs = config.envs_per_worker * config.workers if hasattr(config, "workers") else config.num_envs
+    return int(min(config.threads or cores, envs, cores))
 
 
 def stage_picture(found: dict[str, tuple[float, str]]) -> list[str]:
@@ -169,57 +222,103 @@ def stage_picture(found: dict[str, tuple[float, str]]) -> list[str]:
     return lines
 
 
-def together_lines(trial: Trial, slowest: str, ceiling_per_s: float) -> list[str]:
-    """What came of it when all ran at once."""
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What workers do one after the other, all of them alike: its stages by their shares, the longest first."""
+
+    shares: dict[str, float]
+    steps_per_s: float  # of as many workers as run side by side
+
+
+def round_of(config: Any, found: dict[str, tuple[float, str]]) -> Round | None:
+    """The rounds of A3C and asynchronous Q on a CPU; None: the stages of this training overlap."""
+    if not hasattr(config, "workers") or config.device != "cpu":
+        return None
+    each_s = {name: 1 / found[name][0] for name in ("emulate", "act", "learn")}
+    whole_s = sum(each_s.values())
+    longest_first = sorted(each_s.items(), key=lambda item: -item[1])
+    return Round({name: part_s / whole_s for name, part_s in longest_first}, 1 / whole_s)
+
+
+def round_lines(config: Any, made_of: Round) -> list[str]:
+    """What a worker's round is made of."""
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in made_of.shares.items())
+    count = 1 if config.alone else config.workers
+    who = "one worker" if count == 1 else f"{count} workers on {usable_cores()} usable cores"
+    return [f"a worker's round, one stage after the other: {parts}; {who} could do {made_of.steps_per_s:,.0f} steps/s"]
+
+
+def together_lines(trial: Trial, found: dict[str, tuple[float, str]], made_of: Round | None) -> list[str]:
+    """What came of it when all ran at once, and what limits it."""
     shares = sorted(trial.shares.items(), key=lambda item: -item[1])
-    where = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+    where = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005 and name != _WAITING)
+    waits = f"waits for its workers {trial.shares[_WAITING]:.0%}; " if _WAITING in trial.shares else ""
+    # What preprocessing takes is part of emulating; what a round is made of is judged as a whole.
+    limits = {name: rate for name, (rate, _) in found.items() if name != "preprocess"}
+    part_of = ""
+    if made_of is not None:
+        limits = {name: rate for name, rate in limits.items() if name not in made_of.shares}
+        longest, share = next(iter(made_of.shares.items()))
+        limits[longest] = made_of.steps_per_s
+        part_of = f"{share:.0%} of a worker's round; rounds by themselves"
+    slowest = min(limits, key=lambda name: limits[name])
+    alone = part_of if made_of is not None and slowest in made_of.shares else "alone it"
     return [
         f"together: {trial.steps_per_s:,.0f} steps/s ({trial.steps_per_s * trial.frames_per_step:,.0f} frames/s, "
         f"{trial.updates_per_s:,.1f} updates/s)",
-        f"  the trainer's wall time: {where}",
-        f"  the bottleneck is {slowest}: alone it could do {ceiling_per_s:,.0f} steps/s, of which the whole reaches "
-        f"{trial.steps_per_s / ceiling_per_s:.0%}",
+        f"  the trainer's wall time: {waits}{where}",
+        f"  the bottleneck is {slowest}: {alone} could do {limits[slowest]:,.0f} steps/s, of which the whole "
+        f"reaches {trial.steps_per_s / limits[slowest]:.0%}",
     ]
 
 
-def settings_to_try(config: Any, envs: list[int]) -> list[dict[str, int]]:
-    """Threads, and the numbers of envs that were asked for."""
-    cores = usable_cores()
-    counts = sorted({1, max(1, cores // 2), cores})
-    if hasattr(config, "workers") and not config.alone:
-        sized = [{"workers": count} for count in sorted({*counts, 2 * cores, config.workers})]
-        return [{**one, "envs_per_worker": each} for one in sized for each in envs or [config.envs_per_worker]]
-    name = "envs_per_worker" if hasattr(config, "workers") else "num_envs"
-    sized = [{name: count} for count in envs] or [{}]
-    return [{"threads": a, "torch_threads": b, **one} for one in sized for a in counts for b in counts]
+def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], seconds: float) -> Settings:
+    """The fastest settings; other numbers of envs than the run's own are among them only if they were asked for."""
+
+    def try_one(settings: Settings) -> float:
+        return try_out(trainer, dataclasses.replace(config, **settings), seconds / ROUNDS).steps_per_s
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    settings = settings_to_try(config, asked_envs)
+    own, name = settings[0], named_envs(config)
+    shown = name.replace("_", "-")
+    say(f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning after a start, in turn:")
+    best = fastest(try_in_turn(try_one, settings, say), own)
+    if best.settings == own:
+        say("no other was faster than the run's own beyond what rounds of one differ by")
+    shapes = f"note: --{shown}{' and --workers' if 'workers' in own else ''} shape what is learned, not the speed only"
+    if asked_envs or "workers" in own:
+        say(shapes)
+    others = [] if asked_envs else other_envs(config)
+    if others:
+        at = {**best.settings, name: getattr(config, name)}
+        sized = [at, *({**at, name: count} for count in others)]
+        say("other numbers of envs with the fastest of these, which are not kept (--sweep-envs N ... keeps them):")
+        more = fastest(try_in_turn(try_one, sized, say), at)
+        if more.settings == at:
+            say(f"the run's own --{shown} {at[name]} is as fast as any")
+        else:
+            say(f"--{shown} {more.settings[name]} is faster; it shapes what is learned too, so that it is not kept")
+    return best.settings
 
 
 def profile_training(trainer: Trainer, config: Any, options: argparse.Namespace) -> None:
     """Measure, tell, and keep the fastest settings where that is asked for."""
     print(f"{trainer.algorithm}, preset {config.preset}, {config.env}, {usable_cores()} usable cores")
-    settled = resolved(config)
-    found = ceilings(trainer, settled, options.seconds)
+    here = settled(config)
+    found = ceilings(trainer, here, options.seconds)
     print("each stage alone, as steps of the run a second:")
     print("\n".join(stage_picture(found)), flush=True)
+    made_of = round_of(here, found)
+    if made_of is not None:
+        print("\n".join(round_lines(here, made_of)), flush=True)
     trial = try_out(trainer, config, options.together_seconds)
-    slowest = next(iter(found))
-    print("\n".join(together_lines(trial, slowest, found[slowest][0])), flush=True)
+    print("\n".join(together_lines(trial, found, made_of)), flush=True)
     if not options.sweep:
         return
-    print("settings, one after the other:")
-    best: tuple[float, dict[str, int]] = (0.0, {})
-    for settings in settings_to_try(config, options.sweep_envs):
-        words = "  ".join(f"{name} {value}" for name, value in settings.items())
-        try:
-            speed = try_out(trainer, dataclasses.replace(config, **settings), options.together_seconds / 4).steps_per_s
-        except (TrialFailed, ValueError) as error:
-            print(f"  {words:<50}    failed: {error}", flush=True)
-            continue
-        best = max(best, (speed, settings), key=lambda one: one[0])
-        print(f"  {words:<50}{speed:>10,.0f} steps/s", flush=True)
-    speed, settings = best
-    if not speed:
-        raise TrialFailed("none of these settings came to learning")
+    settings = find_settings(trainer, config, options.sweep_envs, options.together_seconds / 4)
     print("fastest:", *(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()))
     if options.output is not None:
         write_tuned(options.output, trainer.algorithm, config.env, machine(), settings)

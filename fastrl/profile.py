@@ -13,6 +13,7 @@ from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.stage_times import OWN_STAGES, StageTimes, pool_steps_per_s, stage_times
+from fastrl.runs.stop import exits_in_order
 
 _MEANING = {
     "emulate": "act(): the engine itself",
@@ -102,8 +103,14 @@ def profile_algorithm(arguments: list[str]) -> None:
     parser.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
     parser.add_argument("--seconds", type=float, default=2.0, help="for each stage alone (default: %(default)s)")
     parser.add_argument("--together-seconds", type=float, default=60.0, help="for all at once (default: %(default)s)")
-    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="do not look for the fastest threads")
-    parser.add_argument("--sweep-envs", type=int, nargs="+", default=[], help="numbers of envs to try as well")
+    parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="do not look for the fastest settings")
+    parser.add_argument(
+        "--sweep-envs",
+        type=int,
+        nargs="+",
+        default=[],
+        help="numbers of envs to try and keep (default: some, kept never)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the fastest settings for --tuned")
     options, rest = parser.parse_known_args(arguments)
     require("--seconds", options.seconds, 3600)
@@ -114,7 +121,8 @@ def profile_algorithm(arguments: list[str]) -> None:
     if not options.sweep and (options.output is not None or options.sweep_envs):
         raise ValueError("--no-sweep: nothing is found then that --output could keep; leave out one of them")
     trainer = trainer_of(options.algo)
-    profile_training(trainer, new_run(trainer, rest), options)
+    with exits_in_order():  # there is a folder for what is measured, and there are trials
+        profile_training(trainer, new_run(trainer, rest), options)
 
 
 def require(name: str, value: float, most: float) -> None:

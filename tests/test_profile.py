@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_up_trial import TRIED
 from tiny_training import TINY_PONG, preset
 
-from fastrl import _training_profile, a3c, ddpg, dqn, profile
-from fastrl._training_profile import ceilings, settings_to_try, stage_picture
+from fastrl import _training_profile, a3c, async_q, ddpg, dqn, profile
+from fastrl._training_profile import (
+    ceilings,
+    find_settings,
+    round_lines,
+    round_of,
+    settled,
+    side_by_side,
+    stage_picture,
+    together_lines,
+)
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.files import write_json
-from fastrl.runs import command_line
-from fastrl.runs.ceilings import Stage, ceiling
-from fastrl.runs.trial import Trial
+from fastrl.engine.played_envs import played_envs
+from fastrl.runs import asynchronous, command_line
+from fastrl.runs.asynchronous import Recipe
+from fastrl.runs.ceilings import Stage, ceiling, synchronised
+from fastrl.runs.session import torch_threads
+from fastrl.runs.sweep import ROUNDS, Settings, Tried, fastest, settings_to_try, try_in_turn
+from fastrl.runs.trial import Trial, TrialFailed
 from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
+from fastrl.runs.worker_rounds import WorkerRounds
+
+HERE = {"cpu": "Some CPU", "usable_cores": 2, "gpu": None}
 
 
 @pytest.mark.alone
@@ -27,6 +50,24 @@ def test_a_ceiling_is_told_in_steps_of_the_run() -> None:
     found = ceiling(Stage("sleep", "", lambda: time.sleep(0.01), steps=4), 0.25)
 
     assert 4 / 0.02 < found <= 4 / 0.01
+
+
+def test_of_a_part_only_its_own_seconds_count() -> None:
+    assert ceiling(Stage("part", "", lambda: None, 4, lambda: 0.01), 0.01) == pytest.approx(400)
+
+
+def test_on_a_gpu_a_stage_is_over_when_the_device_is_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
+
+    def task() -> str:
+        done.append("told")
+        return "batch"
+
+    assert synchronised(task, torch.device("cuda"))() == "batch"
+    assert done == ["told", "waited"]
+    assert synchronised(task, torch.device("cpu"))() == "batch"
+    assert done == ["told", "waited", "told"]
 
 
 def test_the_longest_bar_is_the_slowest_stage() -> None:
@@ -48,6 +89,16 @@ def test_a_training_is_profiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_training_profile, "try_out", lambda *asked: TRIED)  # tests/test_plan.py tries real ones
+    waited = Counter[str]()
+
+    def counted(task: Any, device: torch.device) -> Any:
+        def whole() -> Any:
+            waited[getattr(task, "__name__", "")] += 1
+            return task()
+
+        return whole
+
+    monkeypatch.setattr(_training_profile, "synchronised", counted)
     settings = {**TINY_PONG, "num_envs": 2, "batch": 8, "runs": tmp_path}
     profile.main(["--algo", "dqn", "--seconds=0.05", "--no-sweep", *flags(**settings)])
     said = capsys.readouterr().out
@@ -57,6 +108,10 @@ def test_a_training_is_profiled(
     assert "together: 250 steps/s (1,000 frames/s, 62.5 updates/s)" in said
     assert "the bottleneck is " in said
     assert not list(tmp_path.iterdir())
+    assert set(waited) == {"feed", "<lambda>"}  # batches and updates are what a GPU is merely told to bring and make
+
+
+WORKERS_DO = {"act", "emulate", "learn"}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +123,10 @@ def test_a_training_is_profiled(
             {"env": "Pendulum-v1", "actor_hidden_units": (8,), "critic_hidden_units": (8,)},
             {"act", "emulate", "learn", "log", "record", "sample"},
         ),
-        (a3c.TRAINER, "paper", {"env": "CartPole-v1", "network": "mlp", "workers": 2}, {"emulate", "log"}),
+        (a3c.TRAINER, "paper", {"env": "CartPole-v1", "network": "mlp", "workers": 2}, WORKERS_DO | {"log"}),
+        (a3c.TRAINER, "classic", {"t_max": 0, "workers": 1}, WORKERS_DO | {"log"}),
+        (async_q.TRAINER, "paper", {"env": "CartPole-v1", "network": "mlp", "workers": 2}, WORKERS_DO | {"log"}),
+        (async_q.TRAINER, "classic", {"n_step": 3}, WORKERS_DO | {"log"}),
     ],
 )
 def test_every_learner_has_its_stages(
@@ -79,6 +137,179 @@ def test_every_learner_has_its_stages(
     assert set(found) == stages
     assert list(found.values()) == sorted(found.values(), key=lambda one: one[0])
     assert all(rate > 0 for rate, _ in found.values())
+
+
+def rounds_on_cartpole(recipe: Recipe, trainer: command_line.Trainer) -> WorkerRounds:
+    config = preset(trainer, "classic", workers=1, envs_per_worker=2, device="cpu")
+    envs = played_envs("CartPole-v1", 2)
+    try:
+        return WorkerRounds(recipe, settled(config), envs)
+    finally:
+        envs.close()  # that they are not asked again is the point
+
+
+@pytest.mark.parametrize("module", [a3c, async_q])
+@pytest.mark.parametrize("slow", ["acting", "learning"])
+def test_a_round_is_parted_where_acting_ends(module: Any, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = rounds_on_cartpole(module.RECIPE, module.TRAINER)
+    worker: Any = rounds.worker
+    owner, name = {"acting": (worker.way, "forward"), "learning": (worker, "apply")}[slow]
+    own = getattr(owner, name)
+
+    with torch_threads(1):
+        rounds.play()  # what torch does once takes a while
+    steps = rounds.envs.asked
+    pause_s = 0.4 / steps if slow == "acting" else 0.4
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        time.sleep(pause_s)
+        return own(*given, **named)
+
+    monkeypatch.setattr(owner, name, slowly)
+    with torch_threads(1):
+        rounds.play()
+
+    assert 2 * steps == worker.config.steps_per_round
+    took_s = {"acting": 2 * steps * rounds.acting_s, "learning": 2 * steps * rounds.learning_s}
+    assert took_s.pop(slow) >= 0.4
+    assert 0 < min(took_s.values()) < 0.4
+
+
+@pytest.mark.parametrize("module", [a3c, async_q])
+def test_groups_on_a_device_have_rounds_too(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asynchronous, "_in_groups", lambda config: True)  # which learn on the CPU here
+    rounds = rounds_on_cartpole(module.RECIPE, module.TRAINER)
+    assert isinstance(rounds.worker, module.Group)
+    for _ in range(2):
+        rounds.play()
+        assert 2 * rounds.envs.asked == rounds.worker.steps_of_a_round
+        assert rounds.acting_s > 0
+        assert rounds.learning_s > 0
+
+
+def test_no_more_workers_act_at_once_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_training_profile, "usable_cores", lambda: 4)
+    config = settled(preset(a3c.TRAINER, "paper"))
+    assert config.device == "cpu"  # also where there is a GPU: it has to be asked for
+
+    assert side_by_side(dataclasses.replace(config, workers=16)) == (4, 4)
+    assert side_by_side(dataclasses.replace(config, workers=3)) == (3, 3)
+    assert side_by_side(dataclasses.replace(config, workers=16, sync=True)) == (1, 1)
+
+
+def test_the_bottleneck_of_workers_is_the_longest_part_of_their_rounds() -> None:
+    config = settled(preset(a3c.TRAINER, "paper", workers=2))
+    found = {name: (rate, "") for name, rate in {"learn": 250.0, "act": 500.0, "emulate": 1000.0, "log": 1e6}.items()}
+    made_of = round_of(config, found)
+    assert made_of is not None
+    assert made_of.steps_per_s == pytest.approx(1000 / 7)
+    assert "learn 57%, act 29%, emulate 14%; 2 workers on " in round_lines(config, made_of)[0]
+    trial = dataclasses.replace(TRIED, steps_per_s=100.0, shares={"wait for workers": 0.97, "log": 0.02, "other": 0.01})
+    said = together_lines(trial, found, made_of)
+    assert said[1:] == [
+        "  the trainer's wall time: waits for its workers 97%; log 2%, other 1%",
+        "  the bottleneck is learn: 57% of a worker's round; rounds by themselves could do 143 steps/s, of which the "
+        "whole reaches 70%",
+    ]
+    slow_log = {**found, "log": (50.0, "")}
+    assert "bottleneck is log: alone it could do 50 steps/s" in together_lines(trial, slow_log, made_of)[-1]
+
+
+def test_what_is_a_part_of_emulating_is_no_bottleneck_of_its_own() -> None:
+    found = {"preprocess": (90.0, ""), "emulate": (100.0, ""), "learn": (200.0, "")}
+    assert round_of(settled(preset(dqn.TRAINER, "fast")), found) is None
+    assert "the bottleneck is emulate: alone it could do 100 steps/s" in together_lines(TRIED, found, None)[-1]
+
+
+def test_whoever_ends_it_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def stages(config: Any) -> Iterator[list[Stage]]:
+        yield [Stage("wait", "", lambda: time.sleep(0.01), 1)]
+
+    monkeypatch.setitem(_training_profile._STAGES, "dqn", stages)  # what a forked process can do
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        code: Any = 99
+        try:
+            profile.main(["--algo", "dqn", "--preset", "classic", "--no-tensorboard", "--seconds", "60"])
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
+    try:
+        patience = time.monotonic() + 60
+        while not list(tmp_path.glob("fastrl-profile-*")) and time.monotonic() < patience:
+            time.sleep(0.01)
+    finally:
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_tried_in_turn_and_those_that_fail_once() -> None:
+    asked: list[int] = []
+
+    def try_one(settings: Settings) -> float:
+        asked.append(settings["threads"])
+        if settings["threads"] == 3:
+            raise TrialFailed("no")
+        return 100.0 * settings["threads"] + len(asked)
+
+    said: list[str] = []
+    found = try_in_turn(try_one, [{"threads": 1}, {"threads": 2}, {"threads": 3}], said.append)
+    assert asked == [1, 2, 3, 2, 1, 1, 2]
+    assert [one.failure for one in found] == [None, None, "no"]
+    assert found[0].speed == 105
+    assert "failed: no" in said[-1]
+    assert fastest(found, {"threads": 1}).settings == {"threads": 2}
+    with pytest.raises(TrialFailed, match="none of these settings"):
+        fastest(found[2:], {"threads": 1})
+
+
+@pytest.mark.parametrize(("slowest_of_the_best", "kept"), [(104.0, 1), (105.0, 1), (106.0, 2)])
+def test_what_is_no_faster_beyond_noise_does_not_replace_the_runs_own(slowest_of_the_best: float, kept: int) -> None:
+    own = Tried({"threads": 1}, [90.0, 100.0, 105.0])
+    other = Tried({"threads": 2}, [slowest_of_the_best, 120.0, 130.0])
+    assert fastest([own, other], own.settings).settings == {"threads": kept}
+    assert fastest([other], own.settings) is other
+
+
+def test_envs_are_tried_by_default_and_kept_only_if_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds: list[float] = []
+
+    def tried(trainer: command_line.Trainer, config: Any, for_s: float) -> Trial:
+        seconds.append(for_s)
+        return dataclasses.replace(TRIED, steps_per_s=100.0 * config.num_envs)
+
+    monkeypatch.setattr(_training_profile, "try_out", tried)
+    config = preset(dqn.TRAINER, "fast", env="PongNoFrameskip-v4", num_envs=4, threads=1, torch_threads=1)
+
+    settings = find_settings(dqn.TRAINER, config, [], 6.0)
+    said = capsys.readouterr().out
+    assert settings == {"threads": 1, "torch_threads": 1}  # all as fast as each other: the run's own
+    assert "--num-envs 8 is faster; it shapes what is learned too, so that it is not kept" in said
+    assert seconds == [2.0] * len(seconds)
+    assert len(seconds) == ROUNDS * (len(settings_to_try(config, [])) + 3)
+
+    settings = find_settings(dqn.TRAINER, config, [2, 8], 6.0)
+    assert settings["num_envs"] == 8
+    assert "--num-envs shape what is learned" in capsys.readouterr().out
+
+
+def test_threads_are_swept_only_where_they_do_something() -> None:
+    cartpole = preset(dqn.TRAINER, "classic")
+    mujoco = preset(ddpg.TRAINER, "fast", env="Hopper-v5")
+    pong = preset(dqn.TRAINER, "fast", env="PongNoFrameskip-v4")
+    for config, swept in ((cartpole, False), (mujoco, True), (pong, True)):
+        assert all(("threads" in one) is swept for one in settings_to_try(config, []))
+    own = {"threads": 7, "torch_threads": 5}
+    assert settings_to_try(dataclasses.replace(pong, **own), [])[0] == own
+    tried = settings_to_try(pong, [])
+    assert len({json.dumps(one) for one in tried}) == len(tried)
 
 
 def test_the_fastest_settings_are_kept(
@@ -103,12 +334,36 @@ def test_tuned_settings_are_defaults_that_flags_replace(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     write_tuned(path, "dqn", "PongNoFrameskip-v4", {}, {"threads": 3, "torch_threads": 1, "num_envs": 4})
     config, _ = command_line.parse(dqn.TRAINER, ["--env", "PongNoFrameskip-v4", "--tuned", str(path), "--threads", "2"])
-    assert tuned_line(config, path) == "tuned by tuned.json: torch_threads 1, num_envs 4"
+    assert tuned_line(config, path, HERE) == "tuned by tuned.json: torch_threads 1, num_envs 4"
     other = dataclasses.replace(config, env="BreakoutNoFrameskip-v4")
-    assert "that was measured with PongNoFrameskip-v4, and BreakoutNoFrameskip-v4 may be" in tuned_line(other, path)
+    assert "that was measured with PongNoFrameskip-v4, and BreakoutNoFrameskip-v4 may be" in tuned_line(
+        other, path, HERE
+    )
 
     assert (config.threads, config.torch_threads, config.num_envs) == (2, 1, 4)
     assert config.preset == "nature"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        (
+            {"usable_cores": 8},
+            "; that was measured on another machine (usable cores 8; here: usable cores 2), which may",
+        ),
+        ({"cpu": "Z80", "gpu": "Voodoo"}, "machine (CPU Z80, GPU Voodoo; here: CPU Some CPU, GPU None), which may"),
+    ],
+)
+def test_settings_of_another_machine_are_told_as_such(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    write_tuned(path, "dqn", dqn.Config().env, {**HERE, **change}, {"threads": 3})
+    line = tuned_line(dataclasses.replace(dqn.Config(), threads=3), path, HERE)
+
+    assert line.startswith("tuned by tuned.json: threads 3")
+    assert words in line
+    assert ("another machine" in line) is bool(change)
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -155,4 +410,4 @@ def test_settings_that_are_tried_are_those_that_a_file_may_have() -> None:
     for settings in tried:
         assert json.dumps(settings)
         assert set(settings) <= {"threads", "torch_threads", "num_envs", "workers", "envs_per_worker"}
-    assert {settings.get("num_envs") for settings in tried} == {4, 8, None}
+    assert {settings.get("num_envs") for settings in tried} == {4, 8, None}  # 8 is the run's own

@@ -165,15 +165,14 @@ class Recipe:
         accept_changed_bits: bool = False,
     ) -> Session:
         """Train to the end, or until told to stop."""
-        # With processes the GPU would be idle most of the time, so that it is used only where it is asked for.
-        config = resolved(dataclasses.replace(config, device="cpu" if config.device == "auto" else config.device))
+        config = placed(config)
         in_groups = _in_groups(config)
         if in_groups and not config.steps_per_round:
             raise ValueError(
                 "device: rounds of whole episodes have no length that a GPU could be prepared for; use --device cpu"
             )
         num_envs = config.games_per_worker if config.alone or in_groups else 1
-        threads = _group_threads(config) if in_groups else config.threads
+        threads = emulating_threads(config) if in_groups else config.threads
 
         def first_envs(config: Any, resumed: Resumed | None) -> PlayedEnvs:
             return make_envs(config, num_envs, _stream(0, 0), threads, resumed.checkpoint.steps if resumed else 0)
@@ -181,14 +180,30 @@ class Recipe:
         with opened(config, first_envs, resume_run, without_replay, accept_changed_bits) as (envs, resumed):
             return _Run(self, config, envs, resumed).train()
 
+    def first_worker(self, config: Any, envs: PlayedEnvs) -> ProcessWorker | GroupWorker:
+        """The first worker of a new run, which plays in ``envs``: for whoever measures its rounds."""
+        run = _Run(self, config, envs, None)
+        if _in_groups(config):
+            return self.group(config, run.network, run.shared, 0, envs, _stream(0, 0), run.device)
+        return self.worker(config, run.network, run.shared, 0, envs, _stream(0, 0))
+
+
+def placed(config: Any) -> Any:
+    """``config`` with everything that the machine decides filled in."""
+    # With processes the GPU would be idle most of the time, so that it is used only where it is asked for.
+    return resolved(dataclasses.replace(config, device="cpu" if config.device == "auto" else config.device))
+
 
 def _in_groups(config: Any) -> bool:
     """Whether workers are groups of games of this process, with a GPU to learn on."""
     return bool(config.device == "cuda")
 
 
-def _group_threads(config: Any) -> int:
-    """That emulate for each group: a little more than its share, for those of a group that learns rest."""
+def emulating_threads(config: Any) -> int | None:
+    """That emulate for one worker; None: the usable cores."""
+    if not _in_groups(config):
+        return config.threads if config.alone else 1
+    # A little more than a group's share, for those of a group that learns rest.
     groups = 1 if config.alone else config.workers
     return max(1, math.ceil((config.threads or usable_cores()) / max(1, groups - 1)))
 
@@ -469,7 +484,7 @@ class _Run:
             for index in range(self.shared.workers):
                 stream, envs = _stream(index, 0), self.envs
                 if index:
-                    threads = _group_threads(config)
+                    threads = emulating_threads(config)
                     envs = make_envs(config, config.games_per_worker, stream, threads, session.steps)
                     others.append(envs)
                 groups.append(self.recipe.group(config, self.network, self.shared, index, envs, stream, self.device))

@@ -28,12 +28,14 @@ class Stage:
         does: what it is, for people.
         task: does it once.
         steps: that doing it once is for.
+        counted_s: what counts of the last time that it was done; None: all of it.
     """
 
     name: str
     does: str
     task: Callable[[], object]
     steps: float
+    counted_s: Callable[[], float] | None = None
 
 
 def ceiling(stage: Stage, seconds: float) -> float:
@@ -41,12 +43,28 @@ def ceiling(stage: Stage, seconds: float) -> float:
     stage.task()
     rates = []
     for _ in range(_REPEATS):
-        began, done = time.perf_counter(), 0
-        while (took := time.perf_counter() - began) < seconds / _REPEATS or not done:
+        began, done, counted_s = time.perf_counter(), 0, 0.0
+        while (took_s := time.perf_counter() - began) < seconds / _REPEATS or not done:
             stage.task()
             done += 1
-        rates.append(done * stage.steps / took)
+            counted_s += stage.counted_s() if stage.counted_s is not None else 0.0
+        rates.append(done * stage.steps / (took_s if stage.counted_s is None else counted_s))
     return statistics.median(rates)
+
+
+def synchronised(task: Callable[[], Any], device: Any) -> Callable[[], Any]:
+    """``task``, over only when the device is through with it: a GPU is merely told what to do by the call itself."""
+    import torch
+
+    if device.type != "cuda":
+        return task
+
+    def whole() -> Any:
+        found = task()
+        torch.cuda.synchronize(device)
+        return found
+
+    return whole
 
 
 def recording(replay: Replay) -> Stage:

@@ -9,14 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self
 
 from fastrl.runs.command_line import Trainer, from_stored
 from fastrl.runs.run_dir import as_json
+from fastrl.runs.stop import exits_in_order
 from fastrl.runs.workers import die_with
 
 DIGEST_FILE = "digest.json"
@@ -43,7 +42,7 @@ class ChildRun:
         output: IO[bytes] | None = None,
     ) -> None:
         self.path: Path = config.runs / config.name
-        self._signals = contextlib.ExitStack()
+        self._signals = exits_in_order()
         order = {"config": as_json(config), "resume": None if resume is None else str(resume), "digest": digest}
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(order), str(os.getpid())],
@@ -55,13 +54,13 @@ class ChildRun:
 
     def __enter__(self) -> Self:
         # Who is told to end ends it first, and whatever it keeps for it.
-        self._signals.enter_context(ended_in_order())
+        self._signals.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._signals.close()
+        self._signals.__exit__(None, None, None)
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -71,26 +70,6 @@ class ChildRun:
         """The hash, of a run that has ended."""
         found: str = json.loads((self.path / DIGEST_FILE).read_text())
         return found
-
-
-@contextlib.contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Who is told to end meanwhile, by SIGTERM or SIGHUP, leaves by SystemExit, which closes what is open."""
-    taken_over = []
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _exit)
-                taken_over.append(number)
-    try:
-        yield
-    finally:
-        for number in taken_over:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def train(module: str, order: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from fastrl.engine.games import nearest
 from fastrl.engine.recorded_envs import is_atari, require_known
 from fastrl.runs.options import refuse_changes
-from fastrl.runs.run_dir import NotARun, RunDir
+from fastrl.runs.run_dir import NotARun, RunDir, machine
 from fastrl.runs.side_by_side import is_said, run_seeds
 from fastrl.runs.traps import NonFiniteLoss
 from fastrl.runs.tuned import tuned_line, with_tuned
@@ -170,7 +170,7 @@ def main(trainer: Trainer, arguments: Sequence[str] | None = None) -> None:
             changes = preset_lines(trainer, config)
             print(f"preset {config.preset}{':' if changes else ', the default'}", *changes, sep="\n")
         if flags.tuned is not None:
-            print(tuned_line(config, flags.tuned))
+            print(tuned_line(config, flags.tuned, machine()))
         exit_code = trainer.train(
             config,
             resume_run=flags.resume or flags.resume_without_replay,

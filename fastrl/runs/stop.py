@@ -1,14 +1,15 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop grants at its next boundary."""
+"""Ctrl-C and SIGTERM as a wish that the training loop grants at its next boundary, or as an orderly end."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -92,3 +93,27 @@ class StopSignals:
             raise KeyboardInterrupt
         elif self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
+
+
+@contextlib.contextmanager
+def exits_in_order() -> Iterator[None]:
+    """While entered, SIGTERM and SIGHUP end the process as an error does: folders are removed and children ended.
+
+    For commands that keep nothing of what they are at. A handler that is there already stays; so does everything in
+    any thread but the main one.
+    """
+    taken_over: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _exit)
+                taken_over.append(number)
+    try:
+        yield
+    finally:
+        for number in taken_over:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -22,9 +22,10 @@ import numpy.typing as npt
 from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs.checkpoint import CheckpointStore, read
-from fastrl.runs.child_run import ChildRun, ended_in_order
+from fastrl.runs.child_run import ChildRun
 from fastrl.runs.command_line import Trainer
 from fastrl.runs.process_memory import PeakMemory
+from fastrl.runs.stop import exits_in_order
 from fastrl.runs.tables import read_columns
 
 _POLL_S = 0.1
@@ -93,7 +94,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
         config: the run that is planned.
         seconds: of learning; the warm-up before it is shortened.
     """
-    with ended_in_order():
+    with exits_in_order():
         return _tried_out(trainer, config, seconds)
 
 

@@ -12,6 +12,7 @@ from fastrl.engine.files import DamagedFile, read_json, write_json
 FORMAT = 1
 # What may be in such a file. The first two change the speed (and torch's bits) only, the others also how a run learns.
 SETTINGS = ("threads", "torch_threads", "num_envs", "workers", "envs_per_worker")
+_OF_A_MACHINE = {"cpu": "CPU", "usable_cores": "usable cores", "gpu": "GPU"}  # what decides which are fastest
 
 
 def write_tuned(path: Path, algorithm: str, env: str, machine: dict[str, Any], settings: dict[str, int]) -> None:
@@ -44,11 +45,24 @@ def with_tuned(config: Any, path: Path, algorithm: str) -> Any:
     return dataclasses.replace(config, **settings)
 
 
-def tuned_line(config: Any, path: Path) -> str:
-    """What of ``config`` is from a file, and what it was measured with."""
+def tuned_line(config: Any, path: Path, here: dict[str, Any]) -> str:
+    """What of ``config`` is from a file, and what it was measured with, where that was another env or machine.
+
+    Args:
+        config: of the run.
+        path: the file.
+        here: this machine, as :func:`fastrl.runs.run_dir.machine` tells it.
+    """
     found = read_json(path)
     taken = [f"{name} {value}" for name, value in found["settings"].items() if getattr(config, name) == value]
     line = f"tuned by {path.name}: {', '.join(taken) or 'nothing, every setting was given'}"
-    if found["env"] != config.env:
-        line += f"; that was measured with {found['env']}, and {config.env} may be fastest with others"
+    env = found.get("env")
+    if env != config.env:
+        line += f"; that was measured with {env}, and {config.env} may be fastest with others"
+    there = found.get("machine")
+    there = there if isinstance(there, dict) else {}
+    other = [name for name in _OF_A_MACHINE if name in there and there[name] != here[name]]
+    if other:
+        those = (", ".join(f"{_OF_A_MACHINE[name]} {of[name]}" for name in other) for of in (there, here))
+        line += "; that was measured on another machine ({}; here: {}), which may be fastest with others".format(*those)
     return line
