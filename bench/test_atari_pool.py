@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contest import side_by_side, stepper
+from contest import in_threads, side_by_side, stepper
 
 import fastrl
 from fastrl.engine.stage_times import BareEngine, play_in_turn
@@ -146,7 +146,7 @@ def check_answer(game: str) -> None:
     pool.close()
 
 
-PEERS = {"envpool": envpool_pool, "ale_vector": ale_pool}
+PEERS = {"EnvPool": envpool_pool, "ALE vector": ale_pool}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -157,7 +157,7 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     check_answer(game)
     steps, rounds = (20, 2) if quick else (100, 7)
     actions = random_actions(steps, game)
-    match = contest(f"{game}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    match = contest(f"{game}, {in_threads(threads)}", "steps/s", steps * NUM_ENVS, limit="act() loop")
     limit = bare_engine(game, threads, actions, rounds)
     in_turn = bare_engine(game, threads, actions, rounds, in_turn=True)
     others = {"act() loop": limit, "act() in turn": in_turn, **match.peers(PEERS, game, threads, actions)}
@@ -171,10 +171,10 @@ def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
     check_answer(game)
     threads, (steps, rounds) = 2, (20, 2) if quick else (100, 7)
     actions = random_actions(steps, game)
-    match = contest(f"{game}, {threads} threads, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    match = contest(f"{game}, {in_threads(threads)}, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
     others = {
         "act() loop": bare_engine(game, threads, actions, rounds),
-        **match.peers({"envpool": envpool_in_halves}, game, threads, actions),
+        **match.peers({"EnvPool": envpool_in_halves}, game, threads, actions),
     }
     match.run(our_pool_in_halves(game, threads, actions), others, rounds)
 

@@ -73,7 +73,7 @@ def test_save(contest: Any, quick: bool, tmp_path: Path, new_share: float) -> No
     match = contest(
         f"save a replay of {capacity:,}, {new_share:.0%} new", "MB/s", capacity * slot_bytes / 1e6, limit="disk"
     )
-    peers = match.peers({"sb3": sb3}, capacity, tmp_path)
+    peers = match.peers({"SB3": sb3}, capacity, tmp_path)
     rounds = 1 if quick else 7
     match.run(ours, {**peers, "disk": lambda: on_disk(tmp_path / "plain", content)}, rounds)
 

@@ -114,7 +114,7 @@ def tianshou(capacity: int) -> tuple[Callable[[], None], Callable[[int], Any]]:
     return lambda: buffer.add(step), buffer.sample
 
 
-PEERS = {"cpprb": cpprb, "sb3": sb3, "tianshou": tianshou}
+PEERS = {"cpprb": cpprb, "SB3": sb3, "Tianshou": tianshou}
 
 
 def times(call: Callable[[], Any], count: int) -> Callable[[], None]:
