@@ -182,14 +182,14 @@ def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
 @pytest.mark.parametrize("num_envs", [1, 4, 16, 64])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pool_scaling(contest: Any, num_envs: int, threads: int, quick: bool) -> None:
-    """The same pool with more envs and threads, as a share of one env in one thread."""
+    """The same pool with more envs and threads, beside one env in one thread."""
     if quick and num_envs != 16:
         pytest.skip("--quick times one size")
     check_answer("breakout")
     total = 320 if quick else 1600
     actions = np.random.default_rng(0).integers(4, size=(max(1, total // num_envs), num_envs)).astype(np.int64)
     single = np.random.default_rng(0).integers(4, size=(total, 1)).astype(np.int64)
-    match = contest(f"breakout, {num_envs} envs, {threads} threads", "steps/s", actions.size, limit="1 env, 1 thread")
+    match = contest(f"breakout, {num_envs} env{'' if num_envs == 1 else 's'}, {in_threads(threads)}", "steps/s", actions.size)
     match.run(
         our_pool("breakout", min(threads, num_envs), actions, num_envs),
         {"1 env, 1 thread": our_pool("breakout", 1, single, 1)},
