@@ -9,8 +9,8 @@ on that side, by 3% at least; the exit code is 1 then, and 2 if nothing could be
 
 Two runs of the same code differ by more than their rounds do: another process has other memory, and where it lies may
 decide. So the interval has two parts: rounds are drawn again (bootstrap), and runs scatter as far as runs of equal code
-did. How far is learnt from the runs given, if a side has several, and from runs of one commit in bench/results. Contests
-of which there are none are taken to scatter by 6%, as steady ones do.
+did. How far is learnt from the runs given, if a side has several, and from runs of one commit in bench/results.
+Contests of which there are none are taken to scatter by 6%, as steady ones do.
 """
 
 from __future__ import annotations

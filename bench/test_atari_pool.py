@@ -189,7 +189,9 @@ def test_pool_scaling(contest: Any, num_envs: int, threads: int, quick: bool) ->
     total = 320 if quick else 1600
     actions = np.random.default_rng(0).integers(4, size=(max(1, total // num_envs), num_envs)).astype(np.int64)
     single = np.random.default_rng(0).integers(4, size=(total, 1)).astype(np.int64)
-    match = contest(f"breakout, {num_envs} env{'' if num_envs == 1 else 's'}, {in_threads(threads)}", "steps/s", actions.size)
+    match = contest(
+        f"breakout, {num_envs} env{'' if num_envs == 1 else 's'}, {in_threads(threads)}", "steps/s", actions.size
+    )
     match.run(
         our_pool("breakout", min(threads, num_envs), actions, num_envs),
         {"1 env, 1 thread": our_pool("breakout", 1, single, 1)},

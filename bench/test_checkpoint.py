@@ -71,7 +71,10 @@ def test_save(contest: Any, quick: bool, tmp_path: Path, new_share: float) -> No
         return time.perf_counter() - began
 
     match = contest(
-        f"save a replay of {capacity:,}, {'all' if new_share == 1 else f'{new_share:.0%} of it'} new", "MB/s", capacity * slot_bytes / 1e6, limit="disk"
+        f"save a replay of {capacity:,}, {'all' if new_share == 1 else f'{new_share:.0%} of it'} new",
+        "MB/s",
+        capacity * slot_bytes / 1e6,
+        limit="disk",
     )
     peers = match.peers({"SB3": sb3}, capacity, tmp_path)
     rounds = 1 if quick else 7

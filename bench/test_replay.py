@@ -4,7 +4,8 @@ Frames of 84x84, stacks of four, batches of one-step transitions; every replay i
 anything is timed. The limit of a sample is a memcpy of as many runs of five frames from random places of an array of
 the same size, which no replay that stores a frame once can beat. An array can lie on huge pages, though, and memory
 that processes share cannot, unless the machine was set up so; "in place" is the same memcpy out of the replay's own
-memory. The limit of an insert is a memcpy of a frame to the next place of such an array. Peers sample their own way: what they return is an observation and its successor, stacked.
+memory. The limit of an insert is a memcpy of a frame to the next place of such an array. Peers sample their own way:
+what they return is an observation and its successor, stacked.
 """
 
 from __future__ import annotations
@@ -262,7 +263,9 @@ def test_sample_speed_beside_writers(contest: Any, writers: int, quick: bool) ->
     try:
         signal_all(signal.SIGSTOP)
         check_answer_of_any(made, 64)
-        match = contest(f"replay, samples of 32 beside {writers} writer{'' if writers == 1 else 's'}", "batches/s", count)
+        match = contest(
+            f"replay, samples of 32 beside {writers} writer{'' if writers == 1 else 's'}", "batches/s", count
+        )
         match.run(beside, {"alone": sample}, rounds)
         if not quick:  # in its few milliseconds writers hardly take a step
             shares = [beside / alone for alone, beside in zip(*written.values(), strict=True)]
