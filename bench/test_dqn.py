@@ -131,7 +131,7 @@ def our_updates(updates: int, precision: str) -> Callable[[], None]:
 
 
 def check_answer(precision: str) -> None:
-    """Three updates have the gradient of Stable-Baselines3's formula in plain fp32, and move the weights as Adam does."""
+    """Three updates have the gradient of Stable-Baselines3's formula in plain fp32, and move weights as Adam does."""
     learner = dqn.Learner(resolved(config_of(4, 1, precision, Path())), NETWORK)
     plain = {name: p.detach().clone().requires_grad_() for name, p in learner.online.named_parameters()}
     frozen = {name: p.detach().clone() for name, p in plain.items()}
