@@ -2,11 +2,16 @@
 
 A contest has one task; every contestant does it once a round, in the same order, and each keeps the time of every
 round. What is quoted is the median, and a ratio is the median of the ratios round by round.
+
+Beside us run peers (other libraries), the limit (what the machine or the engine allows), and references: ourselves done
+otherwise, which explain a figure and are nobody to be faster than.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +20,10 @@ from typing import Any, TypeVar
 from calibration import calibration_s
 
 _Made = TypeVar("_Made")
+# Each peer by one spelling, so that it is one line of the table's end.
+PEERS = (
+    "ALE vector", "CleanRL", "cpprb", "EnvPool", "Gymnasium async", "Gymnasium sync", "SB3", "SB3 processes", "Tianshou"
+)  # fmt: skip
 
 
 class Contest:
@@ -28,21 +37,31 @@ class Contest:
         self.limit = limit  # the contestant that is no peer but what the machine or the engine allows
         self.seconds: dict[str, list[float]] = {}
         self.calibration_seconds: list[float] = []  # of a fixed piece of work, in the same rounds
-        self.missing: list[str] = []  # peers that could not run, and why
+        self.peers_known: dict[str, str | None] = {}  # by name: why it could not run; None: it ran
         self.notes: list[str] = []  # what else was seen, printed below the table
 
     def peers(self, makers: Mapping[str, Callable[..., _Made]], *arguments: Any) -> dict[str, _Made]:
         """What each makes of the arguments. One that is absent or does not start is reported, not hidden."""
         found = {}
         for name, make in makers.items():
+            if name not in PEERS:
+                raise ValueError(f"peer {name!r} is none of {', '.join(PEERS)}; spell it so, or add it to PEERS")
             try:
                 found[name] = make(*arguments)
+                self.peers_known[name] = None
             except Exception as error:
-                self.missing.append(f"{name}: {type(error).__name__}: {error}")
+                self._cannot_run(name, error)
         return found
 
+    def _cannot_run(self, name: str, error: Exception) -> None:
+        self.peers_known[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.seconds.pop(name, None)
+
     def run(self, ours: Callable[[], Any], others: dict[str, Callable[[], Any]], rounds: int) -> None:
-        """Time everyone ``rounds`` times. A task that returns a number says itself how many seconds count."""
+        """Time everyone ``rounds`` times. A task that returns a number says itself how many seconds count.
+
+        A peer that fails leaves the contest and is reported; the limit, references and we ourselves must not.
+        """
 
         def timed(name: str, task: Callable[[], Any]) -> None:
             began = time.perf_counter()
@@ -53,7 +72,14 @@ class Contest:
         def others_first() -> None:
             self.calibration_seconds.append(calibration_s())
             for name, task in others.items():
-                timed(name, task)
+                if self.peers_known.get(name) is not None:
+                    continue
+                try:
+                    timed(name, task)
+                except Exception as error:
+                    if name not in self.peers_known:
+                        raise
+                    self._cannot_run(name, error)
 
         def timed_ours() -> None:
             timed("fastrl", ours)
@@ -67,8 +93,10 @@ class Contest:
                 "unit": self.unit,
                 "speed": {name: self.speed(name) for name in self.seconds},
                 "ratio": {name: self.ratio(name) for name in self.seconds if name != "fastrl"},
+                "per_calibration": self.per_calibration(),
                 "limit": self.limit,
-                "missing": self.missing,
+                "references": self.references(),
+                "peers": self.peers_known,
                 "notes": self.notes,
                 # Seconds of each round, for bench/compare.py.
                 "work_per_round": self.work_per_round,
@@ -76,6 +104,19 @@ class Contest:
                 "calibration_seconds": self.calibration_seconds,
             }
         )
+
+    def peers_that_ran(self) -> list[str]:
+        """By name."""
+        return sorted((name for name in self.seconds if name in self.peers_known), key=str.lower)
+
+    def references(self) -> list[str]:
+        """Who ran beside us and is neither a peer nor the limit."""
+        return [name for name in self.seconds if name not in ("fastrl", self.limit, *self.peers_known)]
+
+    def per_calibration(self) -> float:
+        """What we do in the time of the fixed piece of work: median over rounds. It travels between machines."""
+        pairs = zip(self.calibration_seconds, self.seconds["fastrl"], strict=True)
+        return self.work_per_round * statistics.median(fixed / ours for fixed, ours in pairs)
 
     def speed(self, name: str) -> float:
         """Median speed in ``unit``."""
@@ -114,27 +155,59 @@ def side_by_side(play: Callable[[slice], None], threads: int) -> None:
         worker.join()
 
 
+def in_threads(threads: int) -> str:
+    """For titles."""
+    return f"{threads} thread{'' if threads == 1 else 's'}"
+
+
+_TITLE_COLUMNS = 30  # a longer title goes on in the next row, so that the table fits a screen
+
+
 def table(contests: list[Contest]) -> str:
-    """One row a contest: our speed, each peer's and our ratio to it, and our share of the limit."""
+    """Of each contest our speed, every peer's and our ratio to it, the limit and our share of it; then the peers.
+
+    References are in brackets, below the peers.
+    """
     contests = [c for c in contests if "fastrl" in c.seconds]
-    peers = sorted({name for c in contests for name in c.seconds if name not in ("fastrl", c.limit)})
-    header = ["", "fastrl", "spread", *[cell for p in peers for cell in (p, "ratio")], "limit", "share"]
-    rows = [header]
+    rows = [["", "fastrl", "spread", "per cal.", "beside", "speed", "ratio", "limit", "", "share"]]
     for c in contests:
-        row = [f"{c.title} [{c.unit}]", f"{c.speed('fastrl'):,.0f}", f"{c.spread():.0%}"]
-        for peer in peers:
-            row += [f"{c.speed(peer):,.0f}", f"{c.ratio(peer):.2f}"] if peer in c.seconds else ["-", "-"]
-        row += [f"{c.speed(c.limit):,.0f}", f"{c.ratio(c.limit):.2f}"] if c.limit in c.seconds else ["-", "-"]
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows
-    ]
-    for peer in peers:
-        ratios = [c.ratio(peer) for c in contests if peer in c.seconds]
-        mean = statistics.geometric_mean(ratios)
-        lines.append(f"geometric mean of the ratios to {peer}: {mean:.2f} ({len(ratios)} contests)")
-    missing = sorted({text for c in contests for text in c.missing})
-    lines += [f"not run: {text}" for text in missing]
+        titles = textwrap.wrap(f"{c.title} [{c.unit}]", _TITLE_COLUMNS)
+        names = [(name, name) for name in c.peers_that_ran()] + [(name, f"({name})") for name in c.references()]
+        own = [_figure(c.speed("fastrl")), f"{c.spread():.0%}", _figure(c.per_calibration())]
+        beside = [[shown, _figure(c.speed(name)), f"{c.ratio(name):.2f}"] for name, shown in names]
+        bound = [[c.limit, _figure(c.speed(c.limit)), f"{c.ratio(c.limit):.2f}"]] if c.limit in c.seconds else []
+        for i in range(max(len(titles), len(beside), 1)):
+            parts = (own if i == 0 else [""] * 3, _at(beside, i), _at(bound, i))
+            rows.append([titles[i] if i < len(titles) else "", *itertools.chain(*parts)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(_justified(row, widths)).rstrip() for row in rows]
+    calibrations = [statistics.median(c.calibration_seconds) for c in contests]
+    if calibrations:
+        lines.append(
+            f"per cal.: what fastrl does in the time of a fixed piece of work (bench/calibration.py), here "
+            f"{1e3 * statistics.median(calibrations):.1f} ms"
+        )
+    for peer in sorted({name for c in contests for name in c.peers_known}, key=str.lower):
+        ratios = [c.ratio(peer) for c in contests if peer in c.peers_that_ran()]
+        known = sum(peer in c.peers_known for c in contests)
+        mean = f", geometric mean of the ratios {statistics.geometric_mean(ratios):.2f}" if ratios else ""
+        lines.append(f"{peer}: ran in {len(ratios)} of the {known} contests that know it{mean}")
+    reasons = {f"not run: {name}: {why}" for c in contests for name, why in c.peers_known.items() if why is not None}
+    lines += sorted(reasons)
     lines += [f"{c.title}: {text}" for c in contests for text in c.notes]
     return "\n".join(lines)
+
+
+def _at(cells: list[list[str]], row: int) -> list[str]:
+    return cells[row] if row < len(cells) else [""] * 3
+
+
+def _justified(row: list[str], widths: list[int]) -> list[str]:
+    """Names to the left, figures to the right."""
+    names = (0, 4, 7)
+    return [c.ljust(w) if i in names else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+
+
+def _figure(speed: float) -> str:
+    """Three digits at least, and no more behind the point."""
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"

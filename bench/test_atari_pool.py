@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contest import side_by_side, stepper
+from contest import in_threads, side_by_side, stepper
 
 import fastrl
 from fastrl.engine.stage_times import BareEngine, play_in_turn
@@ -146,7 +146,7 @@ def check_answer(game: str) -> None:
     pool.close()
 
 
-PEERS = {"envpool": envpool_pool, "ale_vector": ale_pool}
+PEERS = {"EnvPool": envpool_pool, "ALE vector": ale_pool}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -157,7 +157,7 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     check_answer(game)
     steps, rounds = (20, 2) if quick else (100, 7)
     actions = random_actions(steps, game)
-    match = contest(f"{game}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    match = contest(f"{game}, {in_threads(threads)}", "steps/s", steps * NUM_ENVS, limit="act() loop")
     limit = bare_engine(game, threads, actions, rounds)
     in_turn = bare_engine(game, threads, actions, rounds, in_turn=True)
     others = {"act() loop": limit, "act() in turn": in_turn, **match.peers(PEERS, game, threads, actions)}
@@ -171,10 +171,10 @@ def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
     check_answer(game)
     threads, (steps, rounds) = 2, (20, 2) if quick else (100, 7)
     actions = random_actions(steps, game)
-    match = contest(f"{game}, {threads} threads, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
+    match = contest(f"{game}, {in_threads(threads)}, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
     others = {
         "act() loop": bare_engine(game, threads, actions, rounds),
-        **match.peers({"envpool": envpool_in_halves}, game, threads, actions),
+        **match.peers({"EnvPool": envpool_in_halves}, game, threads, actions),
     }
     match.run(our_pool_in_halves(game, threads, actions), others, rounds)
 
@@ -182,14 +182,16 @@ def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
 @pytest.mark.parametrize("num_envs", [1, 4, 16, 64])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pool_scaling(contest: Any, num_envs: int, threads: int, quick: bool) -> None:
-    """The same pool with more envs and threads, as a share of one env in one thread."""
+    """The same pool with more envs and threads, beside one env in one thread."""
     if quick and num_envs != 16:
         pytest.skip("--quick times one size")
     check_answer("breakout")
     total = 320 if quick else 1600
     actions = np.random.default_rng(0).integers(4, size=(max(1, total // num_envs), num_envs)).astype(np.int64)
     single = np.random.default_rng(0).integers(4, size=(total, 1)).astype(np.int64)
-    match = contest(f"breakout, {num_envs} envs, {threads} threads", "steps/s", actions.size, limit="1 env, 1 thread")
+    match = contest(
+        f"breakout, {num_envs} env{'' if num_envs == 1 else 's'}, {in_threads(threads)}", "steps/s", actions.size
+    )
     match.run(
         our_pool("breakout", min(threads, num_envs), actions, num_envs),
         {"1 env, 1 thread": our_pool("breakout", 1, single, 1)},

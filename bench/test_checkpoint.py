@@ -71,9 +71,12 @@ def test_save(contest: Any, quick: bool, tmp_path: Path, new_share: float) -> No
         return time.perf_counter() - began
 
     match = contest(
-        f"save a replay of {capacity:,}, {new_share:.0%} new", "MB/s", capacity * slot_bytes / 1e6, limit="disk"
+        f"save a replay of {capacity:,}, {'all' if new_share == 1 else f'{new_share:.0%} of it'} new",
+        "MB/s",
+        capacity * slot_bytes / 1e6,
+        limit="disk",
     )
-    peers = match.peers({"sb3": sb3}, capacity, tmp_path)
+    peers = match.peers({"SB3": sb3}, capacity, tmp_path)
     rounds = 1 if quick else 7
     match.run(ours, {**peers, "disk": lambda: on_disk(tmp_path / "plain", content)}, rounds)
 
@@ -94,6 +97,11 @@ def test_load(contest: Any, quick: bool, tmp_path: Path) -> None:
         took = time.perf_counter() - began
         assert len(again) == len(made)
         return took
+
+    checked = fastrl.Replay(capacity, 1)
+    checked.load(saved.parent)
+    assert checked.digest() == made.digest()
+    del checked
 
     def read() -> None:
         for path in paths:

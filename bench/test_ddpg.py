@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from apart import apart
+from contest import in_threads
 from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
 from fastrl import ddpg
@@ -195,7 +196,7 @@ def threads_to_time() -> list[int]:
 def test_training_steps(contest: Any, quick: bool, threads: int) -> None:
     steps, rounds = (50, 1) if quick else (600, 5)
     check_answer(threads)
-    match = contest(f"ddpg halfcheetah, {threads} threads", "steps/s", steps, limit="products")
+    match = contest(f"ddpg halfcheetah, {in_threads(threads)}", "steps/s", steps, limit="products")
     others = {"products": matrix_products(steps, threads), **match.peers({"SB3": apart(sb3)}, steps, threads)}
     compare(match, ours(steps, threads), others, rounds)
 
@@ -217,6 +218,6 @@ def test_updates(contest: Any, quick: bool, threads: int) -> None:
 
         return run
 
-    made = contest(f"ddpg update, {threads} threads", "updates/s", updates, limit="products")
+    made = contest(f"ddpg update, {in_threads(threads)}", "updates/s", updates, limit="products")
     others = {"products": matrix_products(updates, threads), "plain torch": repeat(plain.update)}
     made.run(repeat(learner.update), others, rounds)

@@ -4,8 +4,9 @@ Both train Breakout with the network of the paper, batch 32, one update for ever
 the game and as many threads of torch. Each starts anew every round; its set-up and its warm-up are not counted. A
 CleanRL checkout is timed as well if FASTRL_BENCH_CLEANRL names it and it runs with the gymnasium that is installed.
 
-The limit is the update alone: as many bare updates as the steps ask for, on one batch that never changes, in torch
-without a trainer around it.
+The limit is what the updates' matrix products alone take, at the speed of torch's own multiplication with the same
+threads (bench/nature_products.py). "our update" is a reference: our updates on one batch that never changes, without a
+trainer around them; what is left to it is what acting, emulating and sampling cost the learner.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from apart import apart, environment
-from breakout import ENV, NETWORK, batch_of
+from breakout import BATCH, ENV, NETWORK, batch_of
+from nature_products import NatureProducts
+from nearness import check_near
 from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
 from fastrl import dqn
@@ -98,12 +101,25 @@ def cleanrl(checkout: str, steps: int) -> Callable[[], float]:
     return run
 
 
-def bare_updates(updates: int, precision: str) -> Callable[[], None]:
-    """The limit: nothing but the update of the same network in torch."""
+def matrix_products(updates: int, precision: str) -> Callable[[], None]:
+    """The limit: two forward passes, of either network, and one back."""
+    products = NatureProducts(BATCH, NETWORK["num_actions"], precision)
+
+    def run() -> None:
+        torch.set_num_threads(usable_cores())
+        for _ in range(updates):
+            products.forward()
+            products.forward()
+            products.backward()
+
+    return run
+
+
+def our_updates(updates: int, precision: str) -> Callable[[], None]:
+    """Without a trainer."""
     torch.set_num_threads(usable_cores())
     learner = dqn.Learner(resolved(config_of(4, 1, precision, Path())), NETWORK)
-    generator = np.random.default_rng(0)
-    drawn = batch_of(generator)
+    drawn = batch_of(np.random.default_rng(0))
     learner.update(drawn)
 
     def run() -> None:
@@ -114,23 +130,28 @@ def bare_updates(updates: int, precision: str) -> Callable[[], None]:
     return run
 
 
-def check_answer() -> None:
-    """Three updates move the weights as Stable-Baselines3's formula does, written down in plain torch."""
-    learner = dqn.Learner(resolved(config_of(4, 1, "fp32", Path())), NETWORK)
+def check_answer(precision: str) -> None:
+    """Three updates have the gradient of Stable-Baselines3's formula in plain fp32, and move weights as Adam does."""
+    learner = dqn.Learner(resolved(config_of(4, 1, precision, Path())), NETWORK)
     plain = {name: p.detach().clone().requires_grad_() for name, p in learner.online.named_parameters()}
     frozen = {name: p.detach().clone() for name, p in plain.items()}
     optimiser = torch.optim.Adam(plain.values(), 1e-4, eps=1e-8, fused=False)
     generator = np.random.default_rng(1)
+    call = torch.func.functional_call
     for _ in range(3):
         drawn = batch_of(generator)
-        learner.update(drawn)
-        call = torch.func.functional_call
         with torch.no_grad():
             target = drawn["reward"] + 0.99 * call(learner.online, frozen, drawn["next_obs"]).max(1).values
         values = call(learner.online, plain, drawn["obs"]).gather(1, drawn["action"][:, None]).squeeze(1)
         optimiser.zero_grad()
         F.smooth_l1_loss(values, target).backward()
         torch.nn.utils.clip_grad_norm_(plain.values(), 10)
+        learner.update(drawn)
+        ours = {name: p.grad.clone() for name, p in learner.online.named_parameters()}
+        check_near(ours.values(), [p.grad for p in plain.values()], precision)
+        if precision == "bf16":  # Adam makes a whole step of a gradient of rounding: it is given the same
+            for name, parameter in plain.items():
+                parameter.grad = ours[name]
         optimiser.step()
     for name, parameter in learner.online.named_parameters():
         torch.testing.assert_close(parameter, plain[name], rtol=1e-4, atol=1e-6)
@@ -141,11 +162,16 @@ def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str
     if quick and num_envs == 1:
         pytest.skip("--quick times 8 envs: one env is the same code")
     steps, rounds = (40, 1) if quick else (600, 5)
-    check_answer()
-    match = contest(f"dqn breakout, {num_envs} envs, {precision}", "steps/s", steps, limit="bare updates")
-    others = {"bare updates": bare_updates(steps // 4, precision), **match.peers({"SB3": apart(sb3)}, steps)}
+    check_answer(precision)
+    envs = "1 env" if num_envs == 1 else f"{num_envs} envs"
+    match = contest(f"dqn breakout, {envs}, {precision}", "steps/s", steps, limit="products")
+    others: dict[str, Callable[[], Any]] = {
+        "products": matrix_products(steps // 4, precision),
+        "our update": our_updates(steps // 4, precision),
+        **match.peers({"SB3": apart(sb3)}, steps),
+    }
     checkout = os.environ.get("FASTRL_BENCH_CLEANRL")
     if checkout:
-        others["CleanRL"] = cleanrl(checkout, steps)
+        others |= match.peers({"CleanRL": cleanrl}, checkout, steps)
     ours = Ours(steps, lambda runs: dqn.train(config_of(steps, num_envs, precision, runs)))
     compare(match, ours, others, rounds)

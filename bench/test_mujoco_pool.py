@@ -18,7 +18,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from contest import side_by_side, stepper
+from contest import in_threads, side_by_side, stepper
 
 import fastrl
 from fastrl.engine import native
@@ -66,9 +66,9 @@ def gymnasium_envs(kind: Any, env_id: str, threads: int, actions: np.ndarray) ->
 
 
 PEERS: dict[str, Callable[[str, int, np.ndarray], Callable[[], None]]] = {
-    "envpool": envpool_pool,
-    "sync": partial(gymnasium_envs, gymnasium.vector.SyncVectorEnv),
-    "async": partial(gymnasium_envs, gymnasium.vector.AsyncVectorEnv),
+    "EnvPool": envpool_pool,
+    "Gymnasium sync": partial(gymnasium_envs, gymnasium.vector.SyncVectorEnv),
+    "Gymnasium async": partial(gymnasium_envs, gymnasium.vector.AsyncVectorEnv),
 }
 
 
@@ -148,7 +148,7 @@ def test_mujoco_pool_speed(contest: Any, env_id: str, threads: int, quick: bool)
     check_answer(env_id)
     steps, rounds = (20, 2) if quick else (STEPS.get(env_id, OTHER_STEPS), 9)
     actions = random_actions(env_id, steps)
-    match = contest(f"{env_id}, {threads} threads", "steps/s", steps * NUM_ENVS, limit="mj_step loop")
+    match = contest(f"{env_id}, {in_threads(threads)}", "steps/s", steps * NUM_ENVS, limit="mj_step loop")
     limit = BareLoop(env_id, threads, actions, rounds + 1)
     others = {"mj_step loop": limit, **match.peers(PEERS, env_id, threads, actions)}
     match.run(our_pool(env_id, threads, actions), others, rounds)
