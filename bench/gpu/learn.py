@@ -185,6 +185,8 @@ def learn(arguments: argparse.Namespace, more: list[str]) -> int:
         print(f"{told}; it left no new checkpoint: {arguments.out} {was}")
     if killed:
         print(f"learn: the trainer did not stop within {arguments.to_stop_s:g} s and was killed", file=sys.stderr)
+    elif process.returncode == -signal.SIGTERM:
+        print("learn: the trainer was still starting when its time was over; give more --minutes", file=sys.stderr)
     elif process.returncode not in _ENDED_WELL:
         print(f"learn: the trainer failed with exit code {process.returncode}; it says why above", file=sys.stderr)
     elif steps <= steps_before:

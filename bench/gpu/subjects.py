@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from breakout import ENV
 
 import fastrl
@@ -34,7 +35,16 @@ SIZES = {
     "cuda": Sizes(20, 10, 200, 4_000, 100_000, 1_000, 6.0),
     "cpu": Sizes(4, 2, 20, 128, 4_000, 64, 0.5),
 }
-NOTHING_BESIDE = {"evaluate_every_steps": 0, "checkpoint_every_minutes": 0.0, "tensorboard": False}
+# Threads of torch that wait for each other make a busy machine far slower than one thread is.
+_TORCH_THREADS = 1
+NOTHING_BESIDE = {
+    "torch_threads": _TORCH_THREADS, "evaluate_every_steps": 0, "checkpoint_every_minutes": 0.0, "tensorboard": False,
+}  # fmt: skip
+
+
+def be_one_of_many() -> None:
+    """What a training sets for itself, for all that is no training."""
+    torch.set_num_threads(_TORCH_THREADS)
 
 
 def dqn_config(preset: str, device: str, **changes: Any) -> dqn.Config:
