@@ -67,7 +67,7 @@ def _apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], began
 
 
 def captured_updates(device: str) -> str:
-    """Most of them replayed graphs: nature's, one with every option, and n steps weighted by priority with its errors."""
+    """Most of them replayed graphs: nature's, double Q, and n steps weighted by priority with its errors."""
     _exact_products()
     updates, worst = SIZES[device].updates, 0.0
     changed: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -37,10 +37,10 @@ cd "$tree"
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 
-# step NAME LOG COMMAND...: its output goes to LOG; what of it says why is shown if it fails.
+# step NAME COMMAND...: what it says goes to a file; of it is shown what says why, if it fails.
 step() {
-  local name=$1 log=$2 code=0
-  shift 2
+  local name=$1 log=$out/setup.log code=0
+  shift
   "$@" > "$log" 2>&1 || code=$?
   [ "$code" -ne 0 ] || return 0
   echo "run.sh: $name failed with exit code $code; the whole log is $log. Of it:" >&2
@@ -52,12 +52,12 @@ step() {
 if compgen -G "$wheels/*.whl" > /dev/null; then
   # Into a folder of this run, which comes first on the path: nothing that is installed is touched, but where a package
   # is in both places the wheel's is taken.
-  step "installing the wheels in $wheels" "$out/wheels.log" \
+  step "installing the wheels in $wheels" \
     "$python" -m pip install --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
 fi
 export PYTHONPATH=$site:$tree/bench${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
-step "looking for what building needs" "$out/needs.log" "$python" "$tree/bench/gpu/needs.py"
-step "building" "$out/build.log" \
+step "looking for what building needs" "$python" "$tree/bench/gpu/needs.py"
+step "building" \
   "$python" -m pip install -v --no-index --no-deps --no-build-isolation --no-cache-dir --target "$site" "$tree"
 echo "built in $SECONDS s"
 

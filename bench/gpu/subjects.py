@@ -1,4 +1,4 @@
-"""What bench/gpu checks and times: configurations for a device, learners, and replays of noise in the shape of frames."""
+"""What bench/gpu checks and times: configurations for a device, learners, and replays of noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBS, ACTION = 17, 6  # numbers of HalfCheetah's
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done on a device. On a CPU as little as shows that it works: only on a GPU are figures of interest."""
+    """How much is done on a device. On a CPU as little as shows that it works: only a GPU's figures are of interest."""
 
     updates: int  # that a check compares after
     rounds: int  # of groups
@@ -33,7 +33,7 @@ class Sizes:
 
 SIZES = {
     "cuda": Sizes(20, 10, 200, 4_000, 100_000, 1_000, 6.0),
-    "cpu": Sizes(4, 2, 20, 128, 4_000, 64, 0.5),
+    "cpu": Sizes(2, 1, 20, 64, 4_000, 32, 0.5),
 }
 # Threads of torch that wait for each other make a busy machine far slower than one thread is.
 _TORCH_THREADS = 1
