@@ -1,4 +1,4 @@
-"""The scripts for a machine with a GPU, where there is none: the CPU plays its part, in small, and python's is a stub."""
+"""The scripts for a machine with a GPU, where there is none: the CPU plays its part, and programs are stubs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def stub(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def learn(place: Path, what: str, *more: str, minutes: str = "0.3") -> subprocess.CompletedProcess[str]:
+def learn(place: Path, what: str, *more: str, minutes: str = "2") -> subprocess.CompletedProcess[str]:
     folders = ("--out", str(place / "out"), "--runs", str(place / "runs"))
     return run("learn.py", "--minutes", minutes, *folders, "--device", "cpu", *more, path=place, STUB=what)
 
@@ -153,8 +153,6 @@ def test_a_training_in_pieces(tmp_path: Path) -> None:
     assert "ckpt-000000000800.json" in left(tmp_path)
     rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert [int(row.split(",")[1]) for row in rows[1:]] == [200, 400, 600, 800]
-    wrong = learn(tmp_path, "", "--no-such-option", minutes="3")
-    assert (wrong.returncode, "failed with exit code 2" in wrong.stderr) == (1, True)
 
 
 # ---- measure.py

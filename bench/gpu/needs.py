@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -31,11 +31,9 @@ def cmake_complaint() -> str | None:
 def complaints() -> list[str]:
     found = []
     for module, package in _MODULES.items():
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
+        if importlib.util.find_spec(module) is None:
             remedy = "install it" if package in ("torch", "numpy") else "bench/gpu/wheels.sh fetches it"
-            found.append(f"error: {package} cannot be imported ({error}); {remedy}")
+            found.append(f"error: {package} is not found; {remedy}")
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in compilers if name):
         found.append("error: no C++ compiler is found as $CXX, c++, g++ or clang++; install g++")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from breakout import ENV
+from gymnasium import spaces
 
 import fastrl
 from fastrl import a3c, async_q, ddpg, dqn
@@ -96,7 +97,7 @@ def replay_of_frames(capacity: int, alpha: float | None = None) -> fastrl.Replay
 
 def replay_of_numbers(capacity: int) -> fastrl.Replay:
     """Of HalfCheetah's shape."""
-    made = fastrl.Replay(capacity, 1, (OBS,), "float32", 1, action_shape=(ACTION,), action_dtype="float32")
+    made = fastrl.Replay(capacity, 1, (OBS,), "float32", 1, action=spaces.Box(-1, 1, (ACTION,)))
     generator = np.random.default_rng(0)
     with made.writer(0) as writer:
         writer.start(generator.standard_normal(OBS).astype(np.float32))
