@@ -135,7 +135,7 @@ def gradient_of_a_round(config: async_q.Config, worker: async_q.Worker) -> np.nd
 
 
 BY_HAND: dict[str, Any] = {
-    "workers": 1, "envs_per_worker": 2, "round_steps": 3, "discount": 0.5, "max_gradient_norm": 0.0,
+    "workers": 1, "envs_per_worker": 2, "discount": 0.5, "max_gradient_norm": 0.0,
     "epsilon_first": 0.0, "epsilon_finals": (0.0,), "epsilon_final_probabilities": (1.0,),
 }  # fmt: skip
 
@@ -149,7 +149,8 @@ BY_HAND: dict[str, Any] = {
     ],
 )
 def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, float]) -> None:
-    config = preset("paper", n_step=n_step, **BY_HAND)
+    rounds = {"round_steps": 3} if n_step == 1 else {}  # n-step Q's have n steps
+    config = preset("paper", n_step=n_step, **{**BY_HAND, **rounds})
     worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     found = gradient_of_a_round(config, worker)
@@ -161,7 +162,9 @@ def test_a_round_learns_what_was_worked_by_hand(n_step: int, targets: dict[int, 
 
 
 def test_sarsa_follows_the_actions_that_were_taken_and_carries_the_last_into_the_next_round() -> None:
-    config = preset("paper", n_step=1, sarsa=True, **{**BY_HAND, "epsilon_finals": (1.0,), "epsilon_first": 1.0})
+    config = preset(
+        "paper", n_step=1, sarsa=True, round_steps=3, **{**BY_HAND, "epsilon_finals": (1.0,), "epsilon_first": 1.0}
+    )
     envs = two_games()
     worker = a_worker(config, envs)
     found = gradient_of_a_round(config, worker)
