@@ -120,7 +120,7 @@ def test_a_piece_that_fails_leaves_what_the_one_before_brought(stub: Path) -> No
 
 
 def test_a_trainer_that_does_not_stop_is_killed_and_its_checkpoint_copied(stub: Path) -> None:
-    killed = learn(stub, "stubborn", "--to-stop-s", "1", minutes="0.05")
+    killed = learn(stub, "stubborn", "--to-stop-s", "1", minutes="0.2")
     assert killed.returncode == 1
     assert "did not stop within 1 s and was killed" in killed.stderr
     assert "ckpt-000000000100.json" in left(stub)
