@@ -209,7 +209,7 @@ def test_the_target_network_is_refreshed_by_frames_and_not_between() -> None:
 
 
 def test_a_target_that_is_never_copied_is_found_out() -> None:
-    config = preset("paper", n_step=1, **BY_HAND)
+    config = preset("paper", n_step=1, round_steps=3, **BY_HAND)
     worker = a_worker(config, two_games())
     worker.shared.further[0].add_(1)
     worker.target_refresh = 0  # the planted mistake: it believes to have the copy
