@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -355,7 +356,7 @@ class Session:
             "length_mean_100": self.games.mean_length_steps,
             **values,
             "replay_fill": None if self.envs.replay is None else len(self.envs.replay) / self.envs.replay.capacity,
-            "memory_mb": memory_bytes(os.getpid()) / 1e6,
+            "memory_mb": _memory_mb(),
             "frames_per_s": (self.steps - self._logged_steps) * self.envs.frames_per_step / span,
             "steps_per_s": (self.steps - self._logged_steps) / span,
             "updates_per_s": (self.updates - self._logged_updates) / span,
@@ -505,6 +506,12 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], updates: int) -> None:
                 f"train: {name} is not finite after update {updates}, so no checkpoint is made of it; the last one is "
                 "from before. Usually the learning rate is too high"
             )
+
+
+def _memory_mb() -> float:
+    """That this process takes now; where the kernel does not tell, the most that it ever took."""
+    found = memory_bytes(os.getpid()) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found / 1e6
 
 
 @contextlib.contextmanager
