@@ -30,6 +30,7 @@ from fastrl.engine.budget import available_memory_bytes, usable_cores
 
 FRAME_BYTES = 84 * 84
 RUN = 5  # frames that a transition of stacks of four touches
+FRESH_BATCHES = 4096
 
 
 def number_of(frame: np.ndarray) -> int:
@@ -54,14 +55,18 @@ def check_answer_of_any(made: fastrl.Replay, batch: int) -> None:
 
 
 def memcpy_limit(slots: int, batch: int, memory: np.ndarray | None = None) -> Callable[[], None]:
-    """Runs of five frames out of an array of ``slots`` frames, its own if none is given."""
+    """Runs of five frames out of an array of ``slots`` frames, its own if none is given.
+
+    Its places are as fresh as a sample's: a few dozen batches drawn again and again find their pages' addresses in the
+    caches, which makes them up to a third faster.
+    """
     memory = np.ones(slots * FRAME_BYTES, np.uint8) if memory is None else memory
-    starts = np.random.default_rng(0).integers(slots - RUN, size=(64, batch))
+    starts = np.random.default_rng(0).integers(slots - RUN, size=(FRESH_BATCHES, batch))
     out = np.empty(batch * RUN * FRAME_BYTES, np.uint8)
     turn = iter(range(10**9))
 
     def run() -> None:
-        native.core.copy_runs(memory, starts[next(turn) % 64], RUN * FRAME_BYTES, FRAME_BYTES, out)
+        native.core.copy_runs(memory, starts[next(turn) % FRESH_BATCHES], RUN * FRAME_BYTES, FRAME_BYTES, out)
 
     return run
 

@@ -18,8 +18,9 @@
 // tests/ring_model.py tries every behaviour that C++20 allows this protocol, deaths and hand-overs included.
 //
 // Between processes this rests on lock-free 64-bit atomics, and on a hand-over of a lane (a kernel lock, or the mutex
-// of a pool) ordering memory. With vector copies (x86-64) also on aligned 8-byte words not being torn and on the order
-// of loads and stores of that processor; elsewhere, and under sanitizers, the copies are loops of relaxed atomics.
+// of a pool) ordering memory. With vector copies (x86-64) also on the order that this processor keeps for every part of
+// a wide load or store: loads after loads, stores after stores. In how many parts it makes them does not matter: a copy
+// that mixes steps is one that R4 refuses. Elsewhere, and under sanitizers, the copies are loops of relaxed atomics.
 #pragma once
 
 #include <algorithm>
@@ -131,15 +132,41 @@ inline constexpr std::size_t kWord = sizeof(std::uint64_t);
 constexpr std::size_t words_for(std::size_t bytes) noexcept { return (bytes + kWord - 1) / kWord; }
 
 #if FASTRL_VECTOR_COPY
-// 16 bytes at a time, 64 where there are as many. The compiler may not look inside, split or reorder it.
-inline void copy_vectors(void* to, const void* from, std::size_t bytes) noexcept {
+// Wide where the processor can: pieces of 16 bytes fill its queues before they fill the bus.
+#if defined(FASTRL_NARROW_COPY)
+inline constexpr bool kWideCopies = false;
+#else
+inline const bool kWideCopies = __builtin_cpu_supports("avx") != 0;
+#endif
+
+// Multiples of 16 bytes, 64 at a time where there are as many; with each 64, those `ahead` bytes further on begin to
+// come from memory. The compiler may not look inside, split or reorder it.
+inline void copy_vectors(void* to, const void* from, std::size_t bytes, std::ptrdiff_t ahead) noexcept {
   auto* target = static_cast<std::uint8_t*>(to);
   const auto* source = static_cast<const std::uint8_t*>(from);
   std::size_t lines = bytes / 64;
   std::size_t rest = bytes % 64 / 16;
-  if (lines > 0) {
+  if (lines > 0 && kWideCopies) {
     asm volatile(
         "1:\n\t"
+        "prefetcht1 (%[source], %[ahead])\n\t"
+        "vmovdqu (%[source]), %%ymm0\n\t"
+        "vmovdqu 32(%[source]), %%ymm1\n\t"
+        "vmovdqu %%ymm0, (%[target])\n\t"
+        "vmovdqu %%ymm1, 32(%[target])\n\t"
+        "add $64, %[source]\n\t"
+        "add $64, %[target]\n\t"
+        "dec %[lines]\n\t"
+        "jnz 1b\n\t"
+        "vzeroupper\n\t"
+        : [source] "+r"(source), [target] "+r"(target), [lines] "+r"(lines)
+        : [ahead] "r"(ahead)
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+          "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");  // vzeroupper clears the upper halves of all
+  } else if (lines > 0) {
+    asm volatile(
+        "1:\n\t"
+        "prefetcht1 (%[source], %[ahead])\n\t"
         "movdqu (%[source]), %%xmm0\n\t"
         "movdqu 16(%[source]), %%xmm1\n\t"
         "movdqu 32(%[source]), %%xmm2\n\t"
@@ -153,7 +180,7 @@ inline void copy_vectors(void* to, const void* from, std::size_t bytes) noexcept
         "dec %[lines]\n\t"
         "jnz 1b\n\t"
         : [source] "+r"(source), [target] "+r"(target), [lines] "+r"(lines)
-        :
+        : [ahead] "r"(ahead)
         : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3");
   }
   for (; rest > 0; --rest, source += 16, target += 16) {
@@ -169,7 +196,7 @@ inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes
   std::size_t done = 0;
 #if FASTRL_VECTOR_COPY
   done = bytes / 16 * 16;
-  copy_vectors(to, source, done);
+  copy_vectors(to, source, done, 0);
 #elif defined(FASTRL_PLAIN_COPY)
   std::memcpy(to, source, bytes);
   done = bytes;
@@ -181,13 +208,15 @@ inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes
   }
 }
 
-inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes) noexcept {
+// `ahead`: how many bytes from here what will be read next lies, if it is known. It is only a hint: any number will do.
+inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes,
+                         [[maybe_unused]] std::ptrdiff_t ahead = 0) noexcept {
   FASTRL_COPIED(false, bytes);
   auto* target = static_cast<std::uint8_t*>(to);
   std::size_t done = 0;
 #if FASTRL_VECTOR_COPY
   done = bytes / 16 * 16;
-  copy_vectors(target, from, done);
+  copy_vectors(target, from, done, ahead);
 #elif defined(FASTRL_PLAIN_COPY)
   std::memcpy(target, from, bytes);
   done = bytes;

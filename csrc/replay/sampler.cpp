@@ -59,16 +59,19 @@ struct Sampler::Task {
     if (given_up && given_up()) throw Cancelled("sample: given up");
   }
 
-  // What row `at` is drawn with. What `draw` will find for the next one is fetched from memory meanwhile.
+  struct Row {
+    RowRandom random;     // what it is drawn with
+    std::uintptr_t next;  // where the observations of the next one lie, or 0
+  };
+
+  // What `draw` will find for the next row is fetched from memory meanwhile.
   template <typename Draw>
-  RowRandom begin_row(std::uint64_t at, const Draw& draw) const {
+  Row begin_row(std::uint64_t at, const Draw& draw) const {
     go_on();
-    if (at + 1 < out.count) {
-      RowRandom next = random_of(at + 1);
-      const Drawn expected = draw(next);
-      reader.expect(expected.lane, expected.step, row(at + 1));
-    }
-    return random_of(at);
+    if (at + 1 == out.count) return {random_of(at), 0};
+    RowRandom next = random_of(at + 1);
+    const Drawn expected = draw(next);
+    return {random_of(at), reader.expect(expected.lane, expected.step)};
   }
 
  private:
@@ -117,10 +120,10 @@ void Sampler::sample_uniform(const Task& task) {
     return {lane, task.window(lane).first + (drawn - before[lane])};
   };
   for (std::uint64_t at = 0; at < task.out.count; ++at) {
-    RowRandom random = task.begin_row(at, draw);
+    Task::Row row = task.begin_row(at, draw);
     for (int tries = 1, lost = 0;; ++tries) {
-      const Drawn drawn = draw(random);
-      const Verdict verdict = task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at));
+      const Drawn drawn = draw(row.random);
+      const Verdict verdict = task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at), row.next);
       if (verdict == Verdict::kTaken) {
         task.took(at, drawn);
         task.out.weights[at] = 1;
@@ -200,10 +203,11 @@ void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
   std::vector<double> weights(task.out.count);
   const auto draw = [&](RowRandom& random) { return priorities.find(random.below(priorities.total())); };
   for (std::uint64_t at = 0; at < task.out.count; ++at) {
-    RowRandom random = task.begin_row(at, draw);
+    Task::Row row = task.begin_row(at, draw);
     for (int lost = 0;;) {
-      const Drawn drawn = draw(random);
-      if (task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at)) != Verdict::kTaken) {
+      const Drawn drawn = draw(row.random);
+      if (task.reader.take(drawn.lane, drawn.step, task.window(drawn.lane), task.row(at), row.next) !=
+          Verdict::kTaken) {
         ++race_rejects_;
         if (++lost == kLookAfter) overtaken();  // the weights do not change meanwhile: it may be that all are lost
         continue;

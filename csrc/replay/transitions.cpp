@@ -36,13 +36,20 @@ Verdict TransitionReader::follow(const LaneView<const std::uint64_t>& lane, std:
   }
 }
 
+void TransitionReader::copy_observation(const std::uint64_t* from, std::uintptr_t next,
+                                        std::uint8_t* out) const noexcept {
+  const auto ahead = static_cast<std::ptrdiff_t>(next == 0 ? 0 : next - reinterpret_cast<std::uintptr_t>(from));
+  lane::load_payload(out, from, shape_.obs_bytes, ahead);
+}
+
 void TransitionReader::copy_stack(const LaneView<const std::uint64_t>& lane, std::uint64_t newest, std::uint64_t age,
-                                  std::uint8_t* out) const noexcept {
+                                  std::uintptr_t next, std::uint8_t* out) const noexcept {
   const std::uint64_t back = reach(age);
   const std::uint64_t missing = shape_.stack - 1 - back;
-  std::uint8_t* at = out + missing * shape_.obs_bytes;
-  for (std::uint64_t step = newest - back; step <= newest; ++step, at += shape_.obs_bytes) {
-    lane::load_payload(at, lane.payload(step), shape_.obs_bytes);
+  for (std::uint64_t at = missing; at < shape_.stack; ++at) {
+    const std::uint64_t step = newest - (shape_.stack - 1 - at);
+    copy_observation(lane.payload(step), next == 0 ? 0 : next + at * lane.payload_words * lane::kWord,
+                     out + at * shape_.obs_bytes);
   }
   const std::uint8_t* const first = out + missing * shape_.obs_bytes;
   for (std::uint64_t i = 0; i < missing; ++i) {
@@ -63,17 +70,13 @@ void TransitionReader::place_stack(std::uint64_t lane, std::uint64_t newest, std
   for (std::uint64_t step = newest - back; step <= newest; ++step) *out++ = place(lane, step);
 }
 
-void TransitionReader::expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept {
-  constexpr std::uint64_t kPageWords = 512;
+std::uintptr_t TransitionReader::expect(std::uint64_t lane, std::uint64_t step) const noexcept {
   const LaneView<const std::uint64_t> view = ring_.lane(lane);
   __builtin_prefetch(view.meta(step));
   __builtin_prefetch(view.meta(step + 1) + view.meta_words - 1);
-  if (out.observations == nullptr) return;
-  // A line of every page that both stacks lie in, for its address; within a page the processor sees where it goes.
-  const std::uint64_t first = (step + view.slots - (shape_.stack - 1)) % view.slots;
-  const std::uint64_t run = std::min(shape_.stack + 1, view.slots - first) * view.payload_words;
-  const std::uint64_t* const oldest = view.payload(first);
-  for (std::uint64_t word = 0; word < run; word += kPageWords) __builtin_prefetch(oldest + word);
+  const std::uint64_t* const oldest = view.payload(step + view.slots - (shape_.stack - 1));
+  __builtin_prefetch(oldest);
+  return reinterpret_cast<std::uintptr_t>(oldest);
 }
 
 Verdict TransitionReader::judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept {
@@ -86,8 +89,8 @@ bool TransitionReader::begins_in(std::uint64_t lane, std::uint64_t step, const W
   return meta.step == step && step >= window.first + reach(meta.age);
 }
 
-Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Window& window,
-                               const TransitionOut& out) const noexcept {
+Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out,
+                               std::uintptr_t next) const noexcept {
   const LaneView<const std::uint64_t> view = ring_.lane(lane);
   Path path;
   const Verdict verdict = follow(view, step, window, path);
@@ -96,6 +99,9 @@ Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Win
   const std::uint64_t end_age = path.from.age + (path.end - step);
   const std::uint64_t first_stack_bytes = shape_.stack * shape_.obs_bytes;
   // With n_step 1 the second stack shares all but its newest with the first.
+  const std::uint64_t second =
+      rules_.n_step == 1 ? shape_.stack : rules_.n_step;  // what it copies begins so much later
+  const std::uintptr_t next_end = next == 0 ? 0 : next + second * view.payload_words * lane::kWord;
   if (out.observations == nullptr) {
     place_stack(lane, step, path.from.age, out.places);
     if (rules_.n_step == 1) {
@@ -104,11 +110,11 @@ Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Win
       place_stack(lane, path.end, end_age, out.places + shape_.stack);
     }
   } else {
-    copy_stack(view, step, path.from.age, out.observations);
+    copy_stack(view, step, path.from.age, next, out.observations);
     if (rules_.n_step == 1) {
-      lane::load_payload(out.observations + first_stack_bytes, view.payload(path.end), shape_.obs_bytes);
+      copy_observation(view.payload(path.end), next_end, out.observations + first_stack_bytes);
     } else {
-      copy_stack(view, path.end, end_age, out.observations + first_stack_bytes);
+      copy_stack(view, path.end, end_age, next_end, out.observations + first_stack_bytes);
     }
   }
   *out.reward = static_cast<float>(path.reward);
@@ -122,7 +128,7 @@ bool TransitionReader::take_stack(std::uint64_t lane, std::uint64_t step, std::u
   if (meta.step != step) return false;
   const std::uint64_t back = reach(meta.age);
   if (step < back) return false;  // torn: no age is larger than the step
-  copy_stack(view, step, meta.age, out);
+  copy_stack(view, step, meta.age, 0, out);
   return lane::still_whole(*view.cursor, step - back, step, shape_.slots);
 }
 

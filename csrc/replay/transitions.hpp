@@ -67,10 +67,13 @@ class TransitionReader {
   }
 
   // Copies transition `step` if it is eligible in `window`, which must contain it. Unless taken, `out` holds anything.
-  Verdict take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out) const noexcept;
+  // `next`: what `expect` said of the one that is taken after it. Its observations come from memory meanwhile.
+  Verdict take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out,
+               std::uintptr_t next = 0) const noexcept;
 
-  // Has the processor fetch what `take` into such an `out` will touch first, so that it need not wait for memory then.
-  void expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept;
+  // Has the processor fetch what `take` will touch first, so that it need not wait for memory then. Returns the address
+  // where its observations would begin, were none of them missing.
+  std::uintptr_t expect(std::uint64_t lane, std::uint64_t step) const noexcept;
 
   // The verdict without copying.
   Verdict judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;
@@ -92,8 +95,10 @@ class TransitionReader {
   Verdict follow(const LaneView<const std::uint64_t>& lane, std::uint64_t step, const Window& window,
                  Path& path) const noexcept;
   std::uint64_t reach(std::uint64_t age) const noexcept;  // observations before the newest in a stack of that age
+  // One observation, while what lies at `next`, if that is not 0, is fetched.
+  void copy_observation(const std::uint64_t* from, std::uintptr_t next, std::uint8_t* out) const noexcept;
   void copy_stack(const LaneView<const std::uint64_t>& lane, std::uint64_t newest, std::uint64_t age,
-                  std::uint8_t* out) const noexcept;
+                  std::uintptr_t next, std::uint8_t* out) const noexcept;
   std::int64_t place(std::uint64_t lane, std::uint64_t step) const noexcept {
     return static_cast<std::int64_t>(lane * shape_.slots + step % shape_.slots);
   }
