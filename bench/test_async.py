@@ -4,7 +4,7 @@ Both train Breakout with the network of the paper, 16 games, rounds of 5 steps, 
 many threads of torch. What is timed are whole rounds (act, emulate, learn), again and again with the same learner;
 set-up is not. Stable-Baselines3 is timed with its games one after the other in its process, and, when not --quick, with
 a process each. The limit is what a round cannot do without: the engine's calls for as many steps, in as many threads,
-and then the matrix products of its network, at the speed of torch's own multiplication.
+and then the multiplications of its network, at the rate of torch's own large products.
 
 Scaling over workers is of whole trainings as the log has them, the first row (start-up) left out. One worker alone is
 in the trainer's process, so that two may gain more or less than twice.
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import matrix_rate
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from apart import apart
 from contest import side_by_side
-from nature_products import NatureProducts
 from nearness import check_near
 
 from fastrl import a3c
@@ -97,20 +97,18 @@ def sb3(rounds: int, *, processes: bool) -> Callable[[], None]:
 
 
 def unavoidable(rounds: int, precision: str) -> Callable[[], None]:
-    """The limit: the engine's calls, then the products of acting, of the last value and of the way back."""
+    """The limit: the engine's calls, then the multiplications of acting, of the last value and of the way back."""
     actions = np.random.default_rng(0).integers(NETWORK["num_actions"], size=(GAMES, rounds * T_MAX, 1)).tolist()
     engines = [BareEngine(ENV, "sb3", game, rows) for game, rows in enumerate(actions)]
-    acting, learning = (
-        NatureProducts(batch, NETWORK["num_actions"] + 1, precision) for batch in (GAMES, GAMES * T_MAX)
-    )
+    heads = NETWORK["num_actions"] + 1
+    each = (T_MAX + 1) * matrix_rate.forward(GAMES, heads) + matrix_rate.backward(GAMES * T_MAX, heads)
+    multiply = matrix_rate.multiplying(each, precision)
 
     def run() -> None:
         torch.set_num_threads(usable_cores())
         for _ in range(rounds):
             side_by_side(lambda share: play_in_turn(engines[share], T_MAX), usable_cores())
-            for _ in range(T_MAX + 1):
-                acting.forward()
-            learning.backward()
+            multiply()
 
     return run
 
@@ -204,7 +202,7 @@ def test_a2c_steps(contest: Any, quick: bool, precision: str) -> None:
     rounds, times = (2, 1) if quick else (15, 7)
     check_round(config_of(precision=precision), NETWORK, GAMES)
     made = contest(
-        f"a2c breakout, {GAMES} games, {precision}", "steps/s", rounds * GAMES * T_MAX, limit="act, products"
+        f"a2c breakout, {GAMES} games, {precision}", "steps/s", rounds * GAMES * T_MAX, limit="act, matrix rate"
     )
 
     def in_one_process(rounds: int) -> Callable[[], None]:
@@ -216,7 +214,7 @@ def test_a2c_steps(contest: Any, quick: bool, precision: str) -> None:
         makers["SB3 processes"] = lambda rounds: apart(sb3)(rounds, processes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peer's
-        others = {"act, products": unavoidable(rounds, precision), **made.peers(makers, rounds)}
+        others = {"act, matrix rate": unavoidable(rounds, precision), **made.peers(makers, rounds)}
         made.run(ours(rounds, precision), others, times)
 
 

@@ -4,8 +4,8 @@ Both train Breakout with the network of the paper, batch 32, one update for ever
 the game and as many threads of torch. Each starts anew every round; its set-up and its warm-up are not counted. A
 CleanRL checkout is timed as well if FASTRL_BENCH_CLEANRL names it and it runs with the gymnasium that is installed.
 
-The limit is what the updates' matrix products alone take, at the speed of torch's own multiplication with the same
-threads (bench/nature_products.py). "our update" is a reference: our updates on one batch that never changes, without a
+The limit is what the updates' multiplications alone take, at the rate of torch's own large products with the same
+threads (bench/matrix_rate.py). "our update" is a reference: our updates on one batch that never changes, without a
 trainer around them; what is left to it is what acting, emulating and sampling cost the learner.
 """
 
@@ -21,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matrix_rate
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from apart import apart, environment
 from breakout import BATCH, ENV, NETWORK, batch_of
-from nature_products import NatureProducts
 from nearness import check_near
 from training import NOTHING_BESIDE, WARM_UP_STEPS, Ours, compare, sb3_seconds
 
@@ -101,16 +101,15 @@ def cleanrl(checkout: str, steps: int) -> Callable[[], float]:
     return run
 
 
-def matrix_products(updates: int, precision: str) -> Callable[[], None]:
+def multiplications(updates: int, precision: str) -> Callable[[], None]:
     """The limit: two forward passes, of either network, and one back."""
-    products = NatureProducts(BATCH, NETWORK["num_actions"], precision)
+    heads = NETWORK["num_actions"]
+    each = 2 * matrix_rate.forward(BATCH, heads) + matrix_rate.backward(BATCH, heads)
+    multiply = matrix_rate.multiplying(updates * each, precision)
 
     def run() -> None:
         torch.set_num_threads(usable_cores())
-        for _ in range(updates):
-            products.forward()
-            products.forward()
-            products.backward()
+        multiply()
 
     return run
 
@@ -163,10 +162,11 @@ def test_training_steps(contest: Any, quick: bool, num_envs: int, precision: str
         pytest.skip("--quick times 8 envs: one env is the same code")
     steps, rounds = (40, 1) if quick else (600, 5)
     check_answer(precision)
+    matrix_rate.check_count()
     envs = "1 env" if num_envs == 1 else f"{num_envs} envs"
-    match = contest(f"dqn breakout, {envs}, {precision}", "steps/s", steps, limit="products")
+    match = contest(f"dqn breakout, {envs}, {precision}", "steps/s", steps, limit="matrix rate")
     others: dict[str, Callable[[], Any]] = {
-        "products": matrix_products(steps // 4, precision),
+        "matrix rate": multiplications(steps // 4, precision),
         "our update": our_updates(steps // 4, precision),
         **match.peers({"SB3": apart(sb3)}, steps),
     }
