@@ -82,6 +82,7 @@ class Config(RunOptions):
     n_step: int = 1  # steps that a return sums before it bootstraps
     network: str = "nature"  # nature, a3c, mlp, or module:function of your own
     hidden_units: tuple[int, ...] = (120, 84)  # of an mlp (CleanRL's dqn.py)
+    orthogonal: bool = False  # first weights; else torch's own. A network of your own makes its own
     double: bool = False  # double Q-learning (van Hasselt et al. 2016)
     dueling: bool = False  # a value and advantages (Wang et al. 2016)
     prioritised: bool = False  # replay by priority (Schaul et al. 2016)
@@ -450,7 +451,13 @@ def describe_network(config: Config, envs: RecordedEnvs | ActorProcesses) -> dic
     """What to build."""
     stack = DEFAULT_STACK if envs.kind == "atari" else 1
     return described(
-        "q", config.network, (stack, *envs.obs_shape), config.hidden_units, envs.num_actions, config.dueling
+        "q",
+        config.network,
+        (stack, *envs.obs_shape),
+        config.hidden_units,
+        envs.num_actions,
+        config.dueling,
+        config.orthogonal,
     )
 
 

@@ -87,6 +87,14 @@ class QNetwork(nn.Module):
         else:
             self.head = nn.Linear(width, actions)
 
+    def begin_orthogonal(self) -> None:
+        """Orthogonal first weights (Saxe et al. 2014), of a size that a ReLU keeps, and no bias."""
+        hidden = [*self.torso, self.value[0], self.advantage[0]] if self.dueling else [*self.torso]
+        for layer in hidden:
+            _orthogonal(layer, math.sqrt(2))
+        for last in (self.value[2], self.advantage[2]) if self.dueling else (self.head,):
+            _orthogonal(last, 1.0)
+
     def forward(self, obs: Tensor) -> Tensor:
         """The value of each action, (batch, actions)."""
         features = self.torso(self.scaled(obs))
@@ -231,7 +239,7 @@ def build(
         network = make(description)
         if not isinstance(network, nn.Module):
             raise ValueError(f"network: '{own}' gave {type(network).__name__}, and should give a torch.nn.Module")
-        if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic):
+        if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic | QNetwork):
             network.begin_orthogonal()
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -268,11 +276,17 @@ def _shape(said: Any) -> Any:
 
 
 def described(
-    kind: str, network: str, obs_shape: Sequence[int], hidden_units: Sequence[int], num_actions: int, dueling: bool
+    kind: str,
+    network: str,
+    obs_shape: Sequence[int],
+    hidden_units: Sequence[int],
+    num_actions: int,
+    dueling: bool,
+    orthogonal: bool,
 ) -> dict[str, Any]:
     """The description of ``network``, as a configuration has it, for :func:`build`."""
     own = ":" in network
-    return {
+    description = {
         "kind": kind,
         "torso": "own" if own else network,
         "factory": network if own else None,
@@ -281,6 +295,7 @@ def described(
         "num_actions": num_actions,
         "dueling": dueling,
     }
+    return description | {"orthogonal": True} if orthogonal else description
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -289,12 +289,15 @@ class _Run:
 
     def __init__(self, recipe: Recipe, config: Any, envs: PlayedEnvs, resumed: Resumed | None) -> None:
         self.recipe, self.config, self.envs, self.resumed = recipe, config, envs, resumed
-        dueling = getattr(config, "dueling", False)
         self.network = described(
-            recipe.kind, config.network, envs.obs_shape, config.hidden_units, envs.num_actions, dueling
+            recipe.kind,
+            config.network,
+            envs.obs_shape,
+            config.hidden_units,
+            envs.num_actions,
+            dueling=getattr(config, "dueling", False),
+            orthogonal=getattr(config, "orthogonal", False),
         )
-        if getattr(config, "orthogonal", False):
-            self.network["orthogonal"] = True
         built = build(self.network, [seeds.whole(config.seed, "network")], named_factory(config.network))
         if list(built.buffers()):
             raise ValueError(
