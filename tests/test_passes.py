@@ -87,9 +87,9 @@ def seen_by(torso: str, generator: torch.Generator) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("torso", ["nature", "a3c", "mlp"])
-def test_action_values_way_back_is_autograds(torso: str, precision: str) -> None:
-    network = q_network(torso, hidden_units=[9, 7])
+@pytest.mark.parametrize(("torso", "centred"), [("nature", False), ("a3c", False), ("a3c", True), ("mlp", False)])
+def test_action_values_way_back_is_autograds(torso: str, centred: bool, precision: str) -> None:
+    network = q_network(torso, hidden_units=[9, 7], centred=centred)
     generator = torch.Generator().manual_seed(3)
     obs = seen_by(torso, generator)
     slope = torch.randn((len(obs), 6), generator=generator)

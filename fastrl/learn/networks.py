@@ -47,7 +47,16 @@ def torso(description: dict[str, Any]) -> tuple[nn.Sequential, int]:
 
 
 class Scaled(nn.Module):
-    """Bytes become numbers in [0, 1], in the memory format that convolutions like best; floats stay as they are."""
+    """Bytes become numbers in [0, 1], in the memory format that convolutions like best; floats stay as they are.
+
+    Args:
+        centred: less the mean of each stack. All of a game's background is one large positive number, so that one step
+            of the optimiser moves all that a filter of the first layer says; a few steps can kill it for good.
+    """
+
+    def __init__(self, centred: bool = False) -> None:
+        super().__init__()
+        self._centred = centred
 
     def forward(self, obs: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Of a batch of observations; ``dtype`` of the numbers, or by what autocast says."""
@@ -58,7 +67,11 @@ class Scaled(nn.Module):
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         # Bytes are put in order first: torch does both at once at half the speed. (`contiguous` takes twice as long.)
         last = torch.stack(obs.unbind(1), -1)
-        return last.permute(0, 3, 1, 2).to(dtype).mul_(1 / 255)
+        numbers = last.to(dtype)
+        if self._centred:
+            of_each = numbers.flatten(1)
+            of_each.sub_(of_each.mean(1, keepdim=True))
+        return numbers.mul_(1 / 255).permute(0, 3, 1, 2)
 
 
 class QNetwork(nn.Module):
@@ -71,7 +84,7 @@ class QNetwork(nn.Module):
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
-        self.scaled = Scaled()
+        self.scaled = Scaled(bool(description.get("centred", False)))
         self.torso, width = torso(description)
         self.dueling = bool(description.get("dueling", False))
         actions = int(description["num_actions"])
@@ -86,14 +99,6 @@ class QNetwork(nn.Module):
             self.advantage = nn.Sequential(nn.Linear(last.in_features, width), nn.ReLU(), nn.Linear(width, actions))
         else:
             self.head = nn.Linear(width, actions)
-
-    def begin_orthogonal(self) -> None:
-        """Orthogonal first weights (Saxe et al. 2014), of a size that a ReLU keeps, and no bias."""
-        hidden = [*self.torso, self.value[0], self.advantage[0]] if self.dueling else [*self.torso]
-        for layer in hidden:
-            _orthogonal(layer, math.sqrt(2))
-        for last in (self.value[2], self.advantage[2]) if self.dueling else (self.head,):
-            _orthogonal(last, 1.0)
 
     def forward(self, obs: Tensor) -> Tensor:
         """The value of each action, (batch, actions)."""
@@ -111,7 +116,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
-        self.scaled = Scaled()
+        self.scaled = Scaled(bool(description.get("centred", False)))
         self.torso, width = torso(description)
         self.policy = nn.Linear(width, int(description["num_actions"]))
         self.value = nn.Linear(width, 1)
@@ -239,7 +244,7 @@ def build(
         network = make(description)
         if not isinstance(network, nn.Module):
             raise ValueError(f"network: '{own}' gave {type(network).__name__}, and should give a torch.nn.Module")
-        if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic | QNetwork):
+        if seed is not None and description.get("orthogonal") and isinstance(network, ActorCritic):
             network.begin_orthogonal()
     if len(description["obs_shape"]) == 3:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -281,8 +286,10 @@ def described(
     obs_shape: Sequence[int],
     hidden_units: Sequence[int],
     num_actions: int,
+    *,
     dueling: bool,
-    orthogonal: bool,
+    orthogonal: bool = False,
+    centred: bool = False,
 ) -> dict[str, Any]:
     """The description of ``network``, as a configuration has it, for :func:`build`."""
     own = ":" in network
@@ -295,7 +302,8 @@ def described(
         "num_actions": num_actions,
         "dueling": dueling,
     }
-    return description | {"orthogonal": True} if orthogonal else description
+    # Only where they are asked for, since a description is part of what a run can be resumed with.
+    return description | {name: True for name, asked in (("orthogonal", orthogonal), ("centred", centred)) if asked}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -146,7 +146,7 @@ class Traps:
                     f"dead layer {layer}",
                     f"the ReLU after {layer} is dead: at update {self._updates} {share:.0%} of its units are zero on a "
                     "whole batch. Usually the learning rate is too high, or the input is not scaled (0..255 instead of "
-                    "0..1)",
+                    "0..1) or, of DQN's frames, not --centred",
                 )
         return shares
 
