@@ -155,7 +155,7 @@ def test_pool_speed(contest: Any, game: str, threads: int, quick: bool) -> None:
     if quick and game not in QUICK_GAMES:
         pytest.skip("--quick times one game")
     check_answer(game)
-    steps, rounds = (20, 2) if quick else (100, 7)
+    steps, rounds = (20, 2) if quick else (60, 7)
     actions = random_actions(steps, game)
     match = contest(f"{game}, {in_threads(threads)}", "steps/s", steps * NUM_ENVS, limit="act() loop")
     limit = bare_engine(game, threads, actions, rounds)
@@ -169,7 +169,7 @@ def test_pool_speed_in_halves(contest: Any, game: str, quick: bool) -> None:
     if quick and game not in QUICK_GAMES:
         pytest.skip("--quick times one game")
     check_answer(game)
-    threads, (steps, rounds) = 2, (20, 2) if quick else (100, 7)
+    threads, (steps, rounds) = 2, (20, 2) if quick else (60, 7)
     actions = random_actions(steps, game)
     match = contest(f"{game}, {in_threads(threads)}, in halves", "steps/s", steps * NUM_ENVS, limit="act() loop")
     others = {

@@ -194,7 +194,7 @@ def threads_to_time() -> list[int]:
 
 @pytest.mark.parametrize("threads", threads_to_time())
 def test_training_steps(contest: Any, quick: bool, threads: int) -> None:
-    steps, rounds = (50, 1) if quick else (600, 5)
+    steps, rounds = (50, 1) if quick else (400, 5)
     check_answer(threads)
     match = contest(f"ddpg halfcheetah, {in_threads(threads)}", "steps/s", steps, limit="products")
     others = {"products": matrix_products(steps, threads), **match.peers({"SB3": apart(sb3)}, steps, threads)}
@@ -204,7 +204,7 @@ def test_training_steps(contest: Any, quick: bool, threads: int) -> None:
 @pytest.mark.parametrize("threads", threads_to_time())
 def test_updates(contest: Any, quick: bool, threads: int) -> None:
     """Bare updates on one batch, beside the same in plain torch."""
-    updates, rounds = (20, 2) if quick else (200, 9)
+    updates, rounds = (20, 2) if quick else (150, 9)
     check_answer(threads)
     learner = learner_of(threads)
     plain = PlainLearner(learner)
