@@ -2,8 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
+
+#include "replay/payload.hpp"
 
 namespace fastrl {
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "replay/payload.hpp"
+
 namespace fastrl {
 
 TransitionReader::TransitionReader(const Ring& ring, const TransitionRules& rules)
