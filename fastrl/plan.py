@@ -39,7 +39,7 @@ def lines_of(found: Plan) -> list[str]:
             f"at the end, and {units.size(found.written_bytes)} more while a checkpoint is written, of "
             f"{units.size(found.free_disk_bytes)} free",
         ),
-        *table("time", found.time, units.duration, "without evaluations, which share the cores"),
+        *table("time", found.time, units.duration, "as fast as in the trial, and with games as long as there"),
     ]
     if not found.fits_on_disk:
         lines.append(f"it does not fit on the disk: {_less_disk(found)}")

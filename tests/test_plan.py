@@ -44,7 +44,8 @@ def test_a_plan_is_worked_out_from_what_was_tried() -> None:
         "trainer": 282_000_000,
         "evaluation": 200_000_000,
     }
-    assert parts(found.time) == {"start and end": 5.0, "warm-up": 2.0, "learning": 990_000 / 250}
+    # Five evaluations of 20 seconds, one core left of four: only the end waits, for the last of them.
+    assert parts(found.time) == {"start and end": 5.0, "warm-up": 2.0, "learning": 990_000 / 250, "evaluations": 20.0}
     # Two checkpoints ten minutes apart, the older of which needs what the ring has lost since.
     between = int(600 * 1_000_000 / found.time_s)
     kept = 80_000 - 8 * (10_000 - (10_000 - planning.guard_steps())) + between
@@ -116,10 +117,55 @@ def test_capacities_that_a_replay_refuses_are_refused(
 
 
 def test_short_runs_have_what_they_come_to() -> None:
-    found = planning.plan(config(steps=5_000, evaluate_every_steps=0, checkpoint_replay=False), TRIED, AVAILABLE, FREE)
+    wanted = config(steps=5_000, evaluate_every_steps=0, checkpoint_replay=False)
+    found = planning.plan(wanted, dataclasses.replace(TRIED, evaluation=None), AVAILABLE, FREE)
 
     assert parts(found.time) == {"start and end": 5.0, "warm-up": 1.0, "learning": 0.0}
     assert parts(found.disk) == {"checkpoints": 20_000_000, "metrics": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "wanted_cores", "workers_bytes", "every", "added_s", "why"),
+    [
+        (
+            dqn.TRAINER,
+            3.0,
+            0,
+            250_000,
+            20,
+            "4 of 20s, as measured (games of 800 steps); beside learning but for the end",
+        ),
+        # All threads wait for the one whose core is shared, up to the end of each evaluation.
+        (dqn.TRAINER, 4.0, 0, 250_000, 4 * 20, "4 of 20s, as measured (games of 800 steps); learning wants 4.0 of 4"),
+        (dqn.TRAINER, 3.5, 0, 250_000, 3 * 10 + 20, "learning wants 3.5 of 4 cores too"),
+        # Of workers that do not wait for each other four cores bear it together.
+        (a3c.TRAINER, 4.0, 10**8, 250_000, 3 * 5 + 20, "learning wants 4.0 of 4 cores too"),
+        # More than can be done meanwhile: the end waits for all that are left. 4000 s and what the first waited for.
+        (dqn.TRAINER, 1.0, 0, 1_000, 1_000 * 20 - 4_005 * 0.999, "1,000 of 20s"),
+    ],
+)
+def test_evaluations_take_their_time(
+    trainer: Any, wanted_cores: float, workers_bytes: int, every: int, added_s: float, why: str
+) -> None:
+    asked = {"steps": 1_000_000, "evaluate_every_steps": every}
+    wanted = preset(trainer, "fast", **asked, **({"warm_up_steps": 0} if trainer is dqn.TRAINER else {}))
+    tried = dataclasses.replace(
+        TRIED, wanted_cores=wanted_cores, workers_bytes=workers_bytes, warm_up_steps_per_s=None, replay_shape=None
+    )
+    found = planning.plan(wanted, tried, AVAILABLE, FREE).time[-1]
+
+    assert found.name == "evaluations"
+    assert found.amount == pytest.approx(added_s)
+    assert why in found.why
+
+
+def test_an_evaluation_that_was_not_over_is_said_to_be_one() -> None:
+    assert TRIED.evaluation is not None
+    tried = dataclasses.replace(TRIED, evaluation=dataclasses.replace(TRIED.evaluation, game_steps=None))
+
+    assert "4 of at least 20s, when the one that was measured was not over" in "\n".join(
+        plan.lines_of(planning.plan(config(evaluate_every_steps=250_000), tried, AVAILABLE, FREE))
+    )
 
 
 def test_priorities_are_counted() -> None:
@@ -231,7 +277,9 @@ def test_a_plan_that_is_told_to_end_leaves_nothing(tmp_path: Path, phase: str) -
     def there(planner: int) -> bool:
         if phase == "training":
             return bool(list(tmp_path.glob("runs/.plan-*/trial/metrics.csv")))
-        return any("fastrl.evaluate" in command_line_of(pid) for pid in process_memory.processes(planner))
+        return any(
+            "fastrl.runs.background_evaluation" in command_line_of(pid) for pid in process_memory.processes(planner)
+        )
 
     with subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.DEVNULL) as planning_process:
         try:

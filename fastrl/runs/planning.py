@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastrl.engine.ring_sizes import guard_steps, least_slots, most_slots, ring_bytes, slots_asked_for
-from fastrl.runs.trial import Trial
+from fastrl.runs import units
+from fastrl.runs.trial import Trial, TriedEvaluation
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) 
         warm_up = 0
     why = f"{steps - warm_up:,} steps at {trial.steps_per_s:,.0f} a second"
     times.append(Part("learning", (steps - warm_up) / trial.steps_per_s, why))
+    if trial.evaluation is not None:
+        times.append(_evaluations(config, trial, trial.evaluation, sum(part.amount for part in times)))
     whole_s = sum(part.amount for part in times)
 
     learnt = trial.networks_bytes + trial.optimiser_bytes
@@ -89,8 +92,8 @@ def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) 
     ]
     if trial.workers_bytes:
         memory.append(Part("its other processes", trial.workers_bytes, "workers, with their games"))
-    if trial.evaluation_bytes:
-        memory.append(Part("evaluation", trial.evaluation_bytes, "a process of its own, from time to time"))
+    if trial.evaluation is not None:
+        memory.append(Part("evaluation", trial.evaluation.memory_bytes, "a process of its own, from time to time"))
     rest = int(sum(part.amount for part in memory))
 
     capacity = most = kept_slots = None
@@ -142,6 +145,32 @@ def _on_disk(config: Any, trial: Trial, saves: int, between: int, kept_slots: in
         kept = min(steps, kept_slots + (saves - 1) * between)
         disk.append(Part("saved replays", kept * trial.saved_slot_bytes, f"{kept:,} transitions, written once"))
     return disk
+
+
+def _evaluations(config: Any, trial: Trial, tried: TriedEvaluation, training_s: float) -> Part:
+    """What evaluations add to a training of so many seconds.
+
+    They come one after the other, each in a process that wants a core while training goes on. As much of a core as the
+    training does not leave them they take from it: all of its threads then wait for the one that has less, while
+    workers that do not wait for each other lose that part only. At the end the run waits for those that are not over.
+    """
+    steps, every, each_s = int(config.steps), int(config.evaluate_every_steps), tried.seconds
+    count = 1 + (steps - 1) // every
+    lacking = min(1.0, max(0.0, trial.wanted_cores + 1 - trial.usable_cores))
+    apart = trial.workers_bytes > 0 and not getattr(config, "alone", True)
+    slowed_s = (count - 1) * each_s * (lacking / max(1.0, trial.wanted_cores) if apart else lacking)
+    first_s = (training_s + slowed_s) * min(1.0, every / steps)
+    waited_s = max(each_s, first_s + count * each_s - (training_s + slowed_s))
+    if tried.game_steps is None:
+        measured = f"{count:,} of at least {units.duration(each_s)}, when the one that was measured was not over"
+    else:
+        measured = f"{count:,} of {units.duration(each_s)}, as measured (games of {tried.game_steps:,.0f} steps)"
+    beside = (
+        "beside learning but for the end"
+        if lacking == 0
+        else f"learning wants {trial.wanted_cores:.1f} of {trial.usable_cores} cores too"
+    )
+    return Part("evaluations", slowed_s + waited_s, f"{measured}; {beside}")
 
 
 def _steps_between_checkpoints(config: Any, steps_per_s: float) -> int:
