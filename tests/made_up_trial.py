@@ -26,5 +26,7 @@ TRIED = Trial(
     weights_bytes=18_000_000,
     networks_bytes=6_000_000,
     optimiser_bytes=12_000_000,
+    device=None,
+    mirrored=False,
     row_bytes=500.0,
 )

@@ -22,9 +22,11 @@ from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
 from fastrl.runs import background_evaluation
 from fastrl.runs.checkpoint import Checkpoint, CheckpointStore, read
-from fastrl.runs.child_run import ChildRun
+from fastrl.runs.child_run import DEVICE_FILE, ChildRun
 from fastrl.runs.command_line import Trainer
 from fastrl.runs.core_waits import wanted_cores_s
+from fastrl.runs.device_memory import DeviceUse
+from fastrl.runs.options import learns_on_gpu
 from fastrl.runs.process_memory import PeakMemory
 from fastrl.runs.stop import exits_in_order
 from fastrl.runs.tables import read_columns
@@ -77,6 +79,8 @@ class Trial:
     weights_bytes: int  # of one without the games under way
     networks_bytes: int  # of its tensors: weights, of copies such as targets too
     optimiser_bytes: int  # of its tensors: what the optimiser remembers
+    device: DeviceUse | None  # None: it learned on the CPU
+    mirrored: bool  # whether the device had the replay's observations too
     row_bytes: float  # of metrics.csv and TensorBoard, each row
 
 
@@ -85,12 +89,6 @@ def small_replay(config: Any) -> dict[str, int]:
     slots = max(_SLOTS, 4 * getattr(config, "n_step", 1))
     capacity = max(slots * config.num_envs, _TRANSITIONS, 2 * config.batch)
     return {"replay_capacity": capacity, "warm_up_steps": min(config.warm_up_steps, capacity // 2)}
-
-
-def _learns_on_gpu(config: Any) -> bool:
-    import torch
-
-    return config.device != "cpu" and torch.cuda.is_available()
 
 
 def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
@@ -106,7 +104,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
 
 
 def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
-    every = _LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS
+    every = _LOG_EVERY_STEPS_ON_GPU if learns_on_gpu(config) else _LOG_EVERY_STEPS
     was_there = config.runs.exists()
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=config.runs))
@@ -135,7 +133,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     path = config.runs / config.name
     said = config.runs / "said.txt"
     began = time.perf_counter()
-    with open(said, "wb") as output, ChildRun(trainer, config, output=output) as child:
+    with open(said, "wb") as output, ChildRun(trainer, config, device_use=True, output=output) as child:
         process, peak = child.process, PeakMemory(child.process.pid)
         learning_s = told_s = math.inf  # when it began to learn, and was told to end
         wanted_before_s = wanted_s = None  # of cores, by then
@@ -204,6 +202,8 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         weights_bytes=checkpoint_bytes - games_bytes,
         networks_bytes=sum(tensor_bytes.values()) - games_bytes - optimiser_bytes,
         optimiser_bytes=optimiser_bytes,
+        device=DeviceUse(**read_json(path / DEVICE_FILE)) if learns_on_gpu(config) else None,
+        mirrored=learns_on_gpu(config) and getattr(config, "replay_device", "cpu") != "cpu",  # so small a one has room
         row_bytes=sum(file.stat().st_size for file in logged) / len(rows["steps"]),
     )
 
