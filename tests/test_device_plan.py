@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_up_trial import SHAPE, TRIED
 from tiny_training import TINY, preset
 
@@ -168,16 +170,27 @@ class MadeUpCuda:
 EXPECTED = DeviceUse("a made-up GPU", 15 * GB, 60_000_000, 80_000_000, 200_000_000, 2**25, True)
 
 
-def test_what_lies_on_a_device_is_what_torch_and_the_driver_say() -> None:
-    assert DeviceWatch(MadeUpCuda()).look() == EXPECTED
+def fresh_memory(size: int) -> torch.Tensor:
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+
+
+def memory_of_nobody(size: int) -> torch.Tensor:
+    """Whose pages a kernel does not count: there are hardly any."""
+    return torch.zeros(1, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("lock", "counted"), [(fresh_memory, True), (memory_of_nobody, False)])
+def test_what_lies_on_a_device_is_what_torch_and_the_driver_say(lock: Any, counted: bool) -> None:
+    assert DeviceWatch(MadeUpCuda(), lock).look() == dataclasses.replace(EXPECTED, locked_is_counted=counted)
 
 
 @pytest.mark.parametrize("used", [True, False])
 def test_a_training_that_is_tried_leaves_what_it_took_of_its_device(
     used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    watch = DeviceWatch
     monkeypatch.setattr(options, "learns_on_gpu", lambda config: used)
-    monkeypatch.setattr(device_memory, "DeviceWatch", lambda: DeviceWatch(MadeUpCuda()))
+    monkeypatch.setattr(device_memory, "DeviceWatch", lambda: watch(MadeUpCuda(), fresh_memory))
     monkeypatch.setattr(Session, "at_end", None)
     monkeypatch.setattr(Session, "digest_at_end", False)
     tiny = preset(dqn.TRAINER, "classic", **TINY, steps=200, warm_up_steps=50, runs=tmp_path, name="tried")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +26,24 @@ class DeviceUse:
     locked_is_counted: bool  # among the process's memory, by the kernel
 
 
+def _page_locked(size: int) -> Any:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
 class DeviceWatch:
     """Begin before anything lies on the device, and look while all of it does.
 
     Args:
-        cuda: tests give another one.
+        cuda: tests give another one,
+        lock: and another way to page-locked memory.
     """
 
-    def __init__(self, cuda: Any = None) -> None:
+    def __init__(self, cuda: Any = None, lock: Callable[[int], Any] = _page_locked) -> None:
         import torch
 
-        self._torch, self._cuda = torch, torch.cuda if cuda is None else cuda
+        self._cuda, self._lock = torch.cuda if cuda is None else cuda, lock
         self._free_bytes = int(self._cuda.mem_get_info()[0])  # which has the driver take its part
 
     def look(self) -> DeviceUse:
@@ -56,6 +64,6 @@ class DeviceWatch:
 
     def _is_counted(self) -> bool:
         before = memory_bytes(os.getpid())
-        probe = self._torch.empty(_PROBE_BYTES, dtype=self._torch.uint8, pin_memory=self._cuda is self._torch.cuda)
+        probe = self._lock(_PROBE_BYTES)
         probe.fill_(1)
         return memory_bytes(os.getpid()) - before > _PROBE_BYTES // 2
