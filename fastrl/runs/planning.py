@@ -244,8 +244,8 @@ def _on_disk(config: Any, trial: Trial, saves: int, between: int, kept_slots: in
     """
     steps = int(config.steps)
     disk = [Part("checkpoints", saves * trial.checkpoint_bytes, f"{saves}, without replays")]
-    if config.evaluate_every_steps:
-        disk.append(Part("the best weights", trial.weights_bytes, "by evaluation"))
+    if trial.evaluation is not None:
+        disk.append(Part("the best weights", trial.evaluation.snapshot_bytes, "by evaluation"))
     rows = steps // config.log_every_steps
     disk.append(Part("metrics", rows * trial.row_bytes, f"{rows:,} rows, and the same as TensorBoard events"))
     if kept_slots is not None and saves:

@@ -52,6 +52,7 @@ class TrialFailed(RuntimeError):
 class TriedEvaluation:
     """What one evaluation took, of the policy that the trial came to, while nothing was trained."""
 
+    snapshot_bytes: int  # on disk, of what was evaluated: the policy's weights
     memory_bytes: int  # without libraries, which the trainer has too
     seconds: float  # from the start of its process to the end, or until it was ended
     game_steps: float | None  # mean; None: it was not over by then
@@ -76,7 +77,6 @@ class Trial:
     replay_shape: dict[str, int] | None  # None: it has none
     saved_slot_bytes: int  # of a transition on disk
     checkpoint_bytes: int  # without the replay
-    weights_bytes: int  # of one without the games under way
     networks_bytes: int  # of its tensors: weights, of copies such as targets too
     optimiser_bytes: int  # of its tensors: what the optimiser remembers
     device: DeviceUse | None  # None: it learned on the CPU
@@ -199,7 +199,6 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         replay_shape=manifest["shape"] if manifest else None,
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
-        weights_bytes=checkpoint_bytes - games_bytes,
         networks_bytes=sum(tensor_bytes.values()) - games_bytes - optimiser_bytes,
         optimiser_bytes=optimiser_bytes,
         device=DeviceUse(**read_json(path / DEVICE_FILE)) if learns_on_gpu(config) else None,
@@ -239,7 +238,8 @@ def _tried_evaluation(run: Path, config: Any, saved: Checkpoint) -> TriedEvaluat
     if over and process.returncode != 0:
         raise TrialFailed(f"an evaluation failed: {background_evaluation.last_words(words, process.returncode)}")
     game_steps = float(read_json(background_evaluation.result_of(snapshot))["length_mean"]) if over else None
-    return TriedEvaluation(peak.own_bytes, seconds, game_steps)
+    snapshot_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*") if file.suffix != ".result")
+    return TriedEvaluation(snapshot_bytes, peak.own_bytes, seconds, game_steps)
 
 
 def _metrics(run: Path) -> dict[str, npt.NDArray[np.float64]]:
