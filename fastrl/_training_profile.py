@@ -272,11 +272,16 @@ def together_lines(trial: Trial, found: dict[str, tuple[float, str]], made_of: R
     ]
 
 
+def _tried(trainer: Trainer, config: Any, seconds: float) -> Trial:
+    """A trial of the training alone: what evaluations take is told by `fastrl plan`."""
+    return try_out(trainer, dataclasses.replace(config, evaluate_every_steps=0), seconds)
+
+
 def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], seconds: float) -> Settings:
     """The fastest settings; other numbers of envs than the run's own are among them only if they were asked for."""
 
     def try_one(settings: Settings) -> float:
-        return try_out(trainer, dataclasses.replace(config, **settings), seconds / ROUNDS).steps_per_s
+        return _tried(trainer, dataclasses.replace(config, **settings), seconds / ROUNDS).steps_per_s
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -314,7 +319,7 @@ def profile_training(trainer: Trainer, config: Any, options: argparse.Namespace)
     made_of = round_of(here, found)
     if made_of is not None:
         print("\n".join(round_lines(here, made_of)), flush=True)
-    trial = try_out(trainer, config, options.together_seconds)
+    trial = _tried(trainer, config, options.together_seconds)
     print("\n".join(together_lines(trial, found, made_of)), flush=True)
     if not options.sweep:
         return

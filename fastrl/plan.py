@@ -30,8 +30,10 @@ def lines_of(found: Plan) -> list[str]:
         each = [f"  {part.name:<20}{worded(part.amount):>9}  {part.why}" for part in parts]
         return [f"{shown:<8}{whole:>9}  {remark}", *each, ""]
 
+    on_device = f"of {units.size(found.free_device_bytes)} free on {found.device_name}, beside the driver's own part"
     lines = [
         *table("memory", found.memory, units.size, f"of {units.size(found.available_bytes)} available"),
+        *(table("device", found.device, units.size, on_device) if found.device else []),
         *table(
             "disk",
             found.disk,
@@ -39,11 +41,13 @@ def lines_of(found: Plan) -> list[str]:
             f"at the end, and {units.size(found.written_bytes)} more while a checkpoint is written, of "
             f"{units.size(found.free_disk_bytes)} free",
         ),
-        *table("time", found.time, units.duration, "without evaluations, which share the cores"),
+        *table("time", found.time, units.duration, "as fast as in the trial, and with games as long as there"),
     ]
     if not found.fits_on_disk:
         lines.append(f"it does not fit on the disk: {_less_disk(found)}")
-    if found.fits and found.fits_on_disk:
+    if not found.fits_on_device:
+        lines.append(f"it does not fit on the device: {_less_on_device(found)}")
+    if found.fits and found.fits_on_disk and found.fits_on_device:
         lines.append("it fits")
     elif found.fits:
         pass
@@ -65,13 +69,21 @@ def _less_disk(found: Plan) -> str:
     return f"not even one checkpoint does; make room, or name another disk by --runs{smaller}"
 
 
+def _less_on_device(found: Plan) -> str:
+    """What would fit there."""
+    if not found.mirrored:
+        return "end other programs that use it, or give a smaller --batch or fewer games"
+    smaller = f"--replay-capacity {found.most_mirrored} does, and " if found.most_mirrored else ""
+    return f"{smaller}--replay-device cpu keeps the replay out of it"
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """Try, work out, tell; returns the exit code."""
     own = argparse.ArgumentParser(
         prog="fastrl plan",
         description=f"{__doc__} Every option of the trainer may follow: --algo dqn --env ... --preset nature",
         allow_abbrev=False,
-        epilog="Exit code 3: it does not fit into the memory or on the disk that is free now.",
+        epilog="Exit code 3: it does not fit into the memory, on the disk or on the GPU, as they are free now.",
     )
     own.add_argument("--algo", required=True, help=", ".join(ALGORITHMS))
     own.add_argument("--seconds", type=float, default=8.0, help="of learning to measure (default: %(default)s)")
@@ -89,13 +101,18 @@ def run_command(arguments: Sequence[str]) -> int:
         flush=True,
     )
     tried = try_out(trainer, config, flags.seconds)
-    found = plan(config, tried, available_memory_bytes(), free_bytes(config.runs))
+    available, free = available_memory_bytes(), free_bytes(config.runs)
+    found = plan(config, tried, available, free)
+    if tried.mirrored and not found.mirrored:
+        print("the device has no room for a copy of the whole replay: trying it without one ...", flush=True)
+        tried = try_out(trainer, dataclasses.replace(config, replay_device="cpu"), flags.seconds)
+        found = plan(config, tried, available, free)
     print("\n" + "\n".join(lines_of(found)))
     if flags.output is not None:
-        fits = {"fits": found.fits, "fits_on_disk": found.fits_on_disk}
+        fits = {name: getattr(found, name) for name in ("fits", "fits_on_disk", "fits_on_device")}
         content = {"format": FORMAT, **fits, **dataclasses.asdict(found)}
         write_private(flags.output, json.dumps(content, indent=1).encode() + b"\n")
-    return 0 if found.fits and found.fits_on_disk else _DOES_NOT_FIT
+    return 0 if found.fits and found.fits_on_disk and found.fits_on_device else _DOES_NOT_FIT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

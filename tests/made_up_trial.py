@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrl.engine.ring_sizes import ring_bytes
-from fastrl.runs.trial import Trial
+from fastrl.runs.trial import Trial, TriedEvaluation
 
 SHAPE = {"lanes": 8, "slots": 512, "stack": 4, "obs_bytes": 7056, "action_bytes": 8}
 SMALL_RING = ring_bytes(SHAPE, 512)
@@ -17,12 +17,15 @@ TRIED = Trial(
     trainer_bytes=300_000_000 + SMALL_RING,
     replay_bytes=SMALL_RING,
     workers_bytes=0,
-    evaluation_bytes=200_000_000,
+    evaluation=TriedEvaluation(snapshot_bytes=18_000_000, memory_bytes=200_000_000, seconds=20.0, game_steps=800.0),
+    wanted_cores=2.0,
+    usable_cores=4,
     replay_shape=SHAPE,
     saved_slot_bytes=7_136,
     checkpoint_bytes=20_000_000,
-    weights_bytes=18_000_000,
     networks_bytes=6_000_000,
     optimiser_bytes=12_000_000,
+    device=None,
+    mirrored=False,
     row_bytes=500.0,
 )

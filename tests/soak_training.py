@@ -21,7 +21,7 @@ from fastrl.runs.trial import try_out
 
 MOST_BESIDE_PLAN = 0.05
 MOST_GROWTH = 0.05  # from the tenth of the run that follows the first to its end
-_OF_THE_TRAINER = ("networks", "optimiser", "trainer", "replay", "priorities")
+_OF_THE_TRAINER = ("networks", "optimiser", "trainer", "replay", "priorities", "stages")
 
 
 def check(directory: Path, seconds: float) -> bool:

@@ -21,12 +21,28 @@ if TYPE_CHECKING:
     from fastrl.engine.replay import Replay
 
 _STAGED_BYTES = 16_000_000  # about what is uploaded at once
+_STAGES = 2  # one is filled while the other is sent
 _SHARE_OF_FREE_MEMORY = 0.5  # of a device, that "auto" takes at most
 
 
 def mirror_bytes(replay: Replay) -> int:
     """Memory of the device that a mirror of this replay takes, beside some buffers."""
-    return (replay.capacity + 1) * replay.obs_bytes
+    return mirror_bytes_of(replay.capacity, replay.obs_bytes)
+
+
+def mirror_bytes_of(capacity: int, obs_bytes: int) -> int:
+    """The same of a replay that is not made yet."""
+    return (capacity + 1) * obs_bytes
+
+
+def stages_bytes_of(capacity: int, obs_bytes: int) -> list[int]:
+    """Memory of the host, piece by piece, that such a mirror uploads from."""
+    rows = _staged_rows(capacity, obs_bytes)
+    return _STAGES * [rows * obs_bytes, rows * 8]
+
+
+def _staged_rows(capacity: int, obs_bytes: int) -> int:
+    return max(1, min(capacity + 1, _STAGED_BYTES // obs_bytes))
 
 
 def replay_device(
@@ -112,8 +128,8 @@ class Mirror:
         # A row for every slot, and one of zeros for what stacks lack.
         rows = replay.capacity + 1
         self._table = torch.zeros((rows, self._row_bytes // size), dtype=self._word, device=self.device)
-        staged_rows = max(1, min(rows, _STAGED_BYTES // self._row_bytes))
-        self._stages = [_Stage(torch, staged_rows, self._row_bytes, self.device) for _ in range(2)]
+        staged_rows = _staged_rows(replay.capacity, self._row_bytes)
+        self._stages = [_Stage(torch, staged_rows, self._row_bytes, self.device) for _ in range(_STAGES)]
 
     @property
     def boundary(self) -> list[int]:

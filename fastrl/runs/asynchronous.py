@@ -118,6 +118,11 @@ class AsyncOptions(RunOptions):
         )
 
     @property
+    def wanted_device(self) -> str:
+        """With processes a GPU would be idle most of the time, so that it is used only where it is asked for."""
+        return "cpu" if self.device == "auto" else self.device
+
+    @property
     def alone(self) -> bool:
         """Whether one worker does it all, within the trainer's process, deterministically."""
         return self.sync or self.workers == 1
@@ -190,8 +195,7 @@ class Recipe:
 
 def placed(config: Any) -> Any:
     """``config`` with everything that the machine decides filled in."""
-    # With processes the GPU would be idle most of the time, so that it is used only where it is asked for.
-    return resolved(dataclasses.replace(config, device="cpu" if config.device == "auto" else config.device))
+    return resolved(dataclasses.replace(config, device=config.wanted_device))
 
 
 def _in_groups(config: Any) -> bool:

@@ -78,11 +78,8 @@ class BackgroundEvaluation:
         """Have the policy's tensors evaluated. ``counts`` begins the row."""
         if any(row["steps"] == counts["steps"] for row in self.rows):
             return
-        mine = {name: tensor for name, tensor in tensors.items() if name.startswith(policy["prefix"])}
         try:
-            self._snapshots.save(
-                int(counts["steps"]), mine, {"counts": dict(counts), "policy": dict(policy), **self._order}
-            )
+            keep_snapshot(self._snapshots, counts, tensors, policy, self._order)
         except OSError as error:
             self._note(
                 f"evaluation at {int(counts['steps']):,} steps is left out: its weights cannot be written ({error})"
@@ -109,13 +106,7 @@ class BackgroundEvaluation:
         if waiting:
             self._working_on = waiting[0]
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(waiting[0]), str(os.getpid()), self._network],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C is the trainer's affair
-                )
+                self._process = start(waiting[0], self._network)
             except OSError as error:
                 self._note(
                     f"evaluation {waiting[0].stem} cannot be started ({error}); it is done when the run is resumed"
@@ -144,13 +135,10 @@ class BackgroundEvaluation:
         assert self._working_on is not None
         _, said = self._process.communicate()
         self._process, path = None, self._working_on
-        result = path.with_suffix(".result")
         try:
             if code != 0:
-                raise DamagedFile(
-                    said.decode(errors="replace").strip().splitlines()[-1] if said else f"exit code {code}"
-                )
-            row = read_json(result)
+                raise DamagedFile(last_words(said, code))
+            row = read_json(result_of(path))
         except DamagedFile as error:
             self._note(f"evaluation {path.stem} failed: {error}")
             self._failed.add(path)
@@ -178,7 +166,7 @@ class BackgroundEvaluation:
     @staticmethod
     def _forget(path: Path) -> None:
         checkpoint.forget(path)
-        path.with_suffix(".result").unlink(missing_ok=True)
+        result_of(path).unlink(missing_ok=True)
 
     def _write_rows(self) -> None:
         text = [",".join(COLUMNS)]
@@ -188,6 +176,52 @@ class BackgroundEvaluation:
             write_private(self.run.evaluations_file, ("\n".join(text) + "\n").encode())
         except OSError as error:
             self._note(f"evaluations.csv cannot be written ({error}); tried again with the next one")
+
+
+def keep_snapshot(
+    store: CheckpointStore,
+    counts: Mapping[str, float],
+    tensors: Mapping[str, torch.Tensor],
+    policy: Mapping[str, Any],
+    order: Mapping[str, Any],
+) -> Path:
+    """Write down what is to be evaluated, for :func:`start`.
+
+    Args:
+        store: of snapshots.
+        counts: of the run at that moment; they begin the row.
+        tensors: the policy's are among them.
+        policy: what it is.
+        order: how: ``episodes``, ``epsilon`` and ``seed``.
+    """
+    mine = {name: tensor for name, tensor in tensors.items() if name.startswith(policy["prefix"])}
+    return store.save(int(counts["steps"]), mine, {"counts": dict(counts), "policy": dict(policy), **order})
+
+
+def start(snapshot: Path, network: str) -> subprocess.Popen[bytes]:
+    """A process that evaluates a snapshot, and leaves the row in :func:`result_of` it.
+
+    Args:
+        snapshot: that was kept.
+        network: as the user named it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(snapshot), str(os.getpid()), network],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is the affair of who starts it
+    )
+
+
+def result_of(snapshot: Path) -> Path:
+    """Where the row is, once there is one."""
+    return snapshot.with_suffix(".result")
+
+
+def last_words(said: bytes, code: int) -> str:
+    """Why a process ended that was not to."""
+    return said.decode(errors="replace").strip().splitlines()[-1] if said.strip() else f"exit code {code}"
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
@@ -231,7 +265,7 @@ def _work(path: Path, network: str) -> None:
         "hns": normalised(env, summary["mean"]),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_json(path.with_suffix(".result"), row)
+    write_json(result_of(path), row)
 
 
 if __name__ == "__main__":

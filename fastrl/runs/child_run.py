@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from fastrl.engine.files import write_json
 from fastrl.runs.command_line import Trainer, from_stored
 from fastrl.runs.run_dir import as_json
 from fastrl.runs.stop import exits_in_order
 from fastrl.runs.workers import die_with
 
-DIGEST_FILE = "digest.json"
+DIGEST_FILE, DEVICE_FILE = "digest.json", "device.json"
 
 
 class ChildRun:
@@ -29,6 +31,7 @@ class ChildRun:
         config: of the run.
         resume: go on with this run.
         digest: leave a hash of all that decides how the run would go on.
+        device_use: leave what it took of the GPU that it learned on.
         output: where its words go; None: nowhere, but for errors.
     """
 
@@ -39,11 +42,13 @@ class ChildRun:
         *,
         resume: Path | None = None,
         digest: bool = False,
+        device_use: bool = False,
         output: IO[bytes] | None = None,
     ) -> None:
         self.path: Path = config.runs / config.name
         self._signals = exits_in_order()
         order = {"config": as_json(config), "resume": None if resume is None else str(resume), "digest": digest}
+        order["device_use"] = device_use
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, f"fastrl.{trainer.algorithm}", json.dumps(order), str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -74,12 +79,20 @@ class ChildRun:
 
 def train(module: str, order: dict[str, Any]) -> None:
     """What the process does."""
+    from fastrl.runs.device_memory import DeviceWatch
+    from fastrl.runs.options import learns_on_gpu
     from fastrl.runs.session import Session
 
     trainer: Trainer = importlib.import_module(module).TRAINER
     Session.digest_at_end = order["digest"]
+    config = from_stored(trainer.config_class, order["config"])
+    if order.get("device_use") and learns_on_gpu(config):
+        watch = DeviceWatch()
+        Session.at_end = staticmethod(
+            lambda: write_json(config.runs / config.name / DEVICE_FILE, dataclasses.asdict(watch.look()))
+        )
     session = trainer.train(
-        from_stored(trainer.config_class, order["config"]),
+        config,
         resume_run=None if order["resume"] is None else Path(order["resume"]),
     )
     if order["digest"]:

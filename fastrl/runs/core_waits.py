@@ -6,9 +6,12 @@ a matrix product wait for each other, and each of them for a core. The kernel co
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from fastrl.runs.process_memory import processes
 
 # Alone the learner waits for a core for up to a twentieth of its time, beside one more run for half of it.
 _MUCH = 0.3
@@ -23,6 +26,21 @@ def _scheduled_ns() -> tuple[int, int] | None:
         return int(ran), int(waited)
     except (OSError, ValueError):
         return None
+
+
+def wanted_cores_s(pid: int) -> float | None:
+    """How long the threads of a process and its descendants have run or waited for a core, added up.
+
+    None where the kernel does not tell. Of threads that have ended nothing is known.
+    """
+    found = 0
+    told = False
+    for each in (pid, *processes(pid)):
+        for schedstat in Path(f"/proc/{each}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, ValueError):  # it has just ended
+                found += sum(map(int, schedstat.read_text().split()[:2]))
+                told = True
+    return found / 1e9 if told else None
 
 
 class CoreWaits:

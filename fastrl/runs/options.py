@@ -60,6 +60,11 @@ class RunOptions:
         return None
 
     @property
+    def wanted_device(self) -> str:
+        """``device``, or what "auto" stands for where that is not a GPU if there is one."""
+        return self.device
+
+    @property
     def steps_per_round(self) -> int:
         """Checkpoints are made after multiples of so many steps; 0: nobody knows before."""
         return int(getattr(self, "num_envs", 1))  # envs take their steps together
@@ -106,6 +111,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         for name in before
         if name in now and before[name] != now[name] and name not in _MAY_CHANGE
     ]
+
+
+def learns_on_gpu(options: Any) -> bool:
+    """Whether a run with these options would, on this machine."""
+    import torch
+
+    return options.wanted_device != "cpu" and torch.cuda.is_available()
 
 
 def resolved(options: Any) -> Any:

@@ -42,14 +42,23 @@ def memory_bytes(pid: int, *, files: bool = True) -> int:
 
 
 class PeakMemory:
-    """The most that a process, and its descendants beside it, were seen to take."""
+    """The most that a process, and its descendants beside it, were seen to take.
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    Args:
+        pid: the process.
+        files: count the files that it has mapped, see :func:`memory_bytes`. Those of its descendants are not counted.
+    """
+
+    def __init__(self, pid: int, *, files: bool = True) -> None:
+        self._pid, self._files = pid, files
         self.own_bytes = self.descendants_bytes = 0
+        self._known: set[int] = set()
 
     def look(self) -> None:
         """Now."""
-        self.own_bytes = max(self.own_bytes, memory_bytes(self._pid))
-        beside = sum(memory_bytes(pid, files=False) for pid in processes(self._pid))
+        self.own_bytes = max(self.own_bytes, memory_bytes(self._pid, files=self._files))
+        found = processes(self._pid)
+        # One that is just being started has its parent's memory until it is the program that it is to be.
+        beside = sum(memory_bytes(pid, files=False) for pid in found if pid in self._known)
+        self._known = set(found)
         self.descendants_bytes = max(self.descendants_bytes, beside)

@@ -7,7 +7,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +160,7 @@ class Session:
         facts: further facts for config.json.
     """
 
+    at_end: Callable[[], None] | None = None  # fastrl.runs.trial looks at the device then, while all is there
     digest_at_end = False  # fastrl.runs.verify sets it: hashing a full replay takes seconds
 
     def __init__(
@@ -457,6 +458,8 @@ class Session:
 
     def finish(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Save at the end, stopped or done; if done, wait for the evaluations."""
+        if self.at_end is not None:
+            self.at_end()
         saved = self.checkpoint(tensors, state)
         if self.digest_at_end:
             self.final_digest = self.digest(tensors, state)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,11 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.engine.budget import usable_cores
+from fastrl.engine.files import read_json
 from fastrl.engine.replay_store import read_manifest
 from fastrl.engine.ring_sizes import ring_bytes
-from fastrl.runs.checkpoint import CheckpointStore, read
-from fastrl.runs.child_run import ChildRun
+from fastrl.runs import background_evaluation
+from fastrl.runs.checkpoint import Checkpoint, CheckpointStore, read
+from fastrl.runs.child_run import DEVICE_FILE, ChildRun
 from fastrl.runs.command_line import Trainer
+from fastrl.runs.core_waits import wanted_cores_s
+from fastrl.runs.device_memory import DeviceUse
+from fastrl.runs.options import learns_on_gpu
 from fastrl.runs.process_memory import PeakMemory
 from fastrl.runs.stop import exits_in_order
 from fastrl.runs.tables import read_columns
@@ -38,16 +41,21 @@ _LEAST_ROWS = 5
 # Of the small replay: more than a lane needs besides its transitions, and enough for a warm-up that can be measured.
 _SLOTS, _TRANSITIONS = 512, 4096
 _TERMINATED = 128 + signal.SIGTERM
-_EVALUATE_FOR_S = 15.0
-# It ends with who started it, however that ends.
-_EVALUATOR = (
-    "import sys; from fastrl.runs.workers import die_with; die_with(int(sys.argv.pop(1)));"
-    "from fastrl.evaluate import main; main()"
-)
+_EVALUATE_FOR_S = 60.0
 
 
 class TrialFailed(RuntimeError):
     """The run that was tried did not come to learning: its exit code, and what it said."""
+
+
+@dataclass(frozen=True)
+class TriedEvaluation:
+    """What one evaluation took, of the policy that the trial came to, while nothing was trained."""
+
+    snapshot_bytes: int  # on disk, of what was evaluated: the policy's weights
+    memory_bytes: int  # without libraries, which the trainer has too
+    seconds: float  # from the start of its process to the end, or until it was ended
+    game_steps: float | None  # mean; None: it was not over by then
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,16 @@ class Trial:
     trainer_bytes: int  # the most memory that its process took
     replay_bytes: int  # of them, the small replay's
     workers_bytes: int  # that its other processes took together
-    evaluation_bytes: int  # that the process which evaluates took; 0: there is none
+    evaluation: TriedEvaluation | None  # None: there are none
+    wanted_cores: float  # threads that ran or waited for a core, on average while learning
+    usable_cores: int  # that there were
     replay_shape: dict[str, int] | None  # None: it has none
     saved_slot_bytes: int  # of a transition on disk
     checkpoint_bytes: int  # without the replay
-    weights_bytes: int  # of one without the games under way
     networks_bytes: int  # of its tensors: weights, of copies such as targets too
     optimiser_bytes: int  # of its tensors: what the optimiser remembers
+    device: DeviceUse | None  # None: it learned on the CPU
+    mirrored: bool  # whether the device had the replay's observations too
     row_bytes: float  # of metrics.csv and TensorBoard, each row
 
 
@@ -78,12 +89,6 @@ def small_replay(config: Any) -> dict[str, int]:
     slots = max(_SLOTS, 4 * getattr(config, "n_step", 1))
     capacity = max(slots * config.num_envs, _TRANSITIONS, 2 * config.batch)
     return {"replay_capacity": capacity, "warm_up_steps": min(config.warm_up_steps, capacity // 2)}
-
-
-def _learns_on_gpu(config: Any) -> bool:
-    import torch
-
-    return config.device != "cpu" and torch.cuda.is_available()
 
 
 def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
@@ -99,7 +104,7 @@ def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
 
 
 def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
-    every = _LOG_EVERY_STEPS_ON_GPU if _learns_on_gpu(config) else _LOG_EVERY_STEPS
+    every = _LOG_EVERY_STEPS_ON_GPU if learns_on_gpu(config) else _LOG_EVERY_STEPS
     was_there = config.runs.exists()
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=config.runs))
@@ -128,28 +133,35 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
     path = config.runs / config.name
     said = config.runs / "said.txt"
     began = time.perf_counter()
-    with open(said, "wb") as output, ChildRun(trainer, config, output=output) as child:
+    with open(said, "wb") as output, ChildRun(trainer, config, device_use=True, output=output) as child:
         process, peak = child.process, PeakMemory(child.process.pid)
         learning_s = told_s = math.inf  # when it began to learn, and was told to end
+        wanted_before_s = wanted_s = None  # of cores, by then
         while process.poll() is None:
             time.sleep(_POLL_S)
             peak.look()
             now = time.perf_counter()
             updated = int((_metrics(path)["updates"] > 0).sum())
             if updated and learning_s == math.inf:
-                learning_s = now
+                learning_s, wanted_before_s = now, wanted_cores_s(process.pid)
             if learning_s == math.inf and now - began > _START_WITHIN_S:
                 raise TrialFailed(f"the trial made no update within {_START_WITHIN_S:.0f} s; is the machine busy?")
             if now - told_s > _END_WITHIN_S:
                 raise TrialFailed(f"the trial was told to end and did not within {_END_WITHIN_S:.0f} s")
             enough = updated >= _LEAST_ROWS or (updated >= 2 and now - learning_s > 10 * seconds)
             if told_s == math.inf and now - learning_s > seconds and enough:
+                wanted_s = wanted_cores_s(process.pid)
                 process.send_signal(signal.SIGTERM)  # it saves, and ends
                 told_s = now
             elif told_s == math.inf and now - learning_s > _ROWS_WITHIN_S:
                 few = 2 * config.log_every_steps
                 raise TrialFailed(f"the trial made fewer than {few} steps in {_ROWS_WITHIN_S:.0f} s of learning")
         lived_s = time.perf_counter() - began
+    cores = usable_cores()
+    # Of one that ended by itself, or where the kernel does not tell, the worst is assumed: it leaves none.
+    wanted_cores = float(cores)
+    if wanted_s is not None and wanted_before_s is not None:
+        wanted_cores = max(0.0, wanted_s - wanted_before_s) / (told_s - learning_s)
     rows = _metrics(path)
     warm_up, learning = (np.flatnonzero(which) for which in (rows["updates"] == 0, rows["updates"] > 0))
     store = CheckpointStore(path / "checkpoints")
@@ -181,13 +193,16 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
         trainer_bytes=peak.own_bytes,
         replay_bytes=0 if manifest is None else ring_bytes(manifest["shape"], manifest["shape"]["slots"]),
         workers_bytes=peak.descendants_bytes,
-        evaluation_bytes=evaluation_bytes(path, config) if evaluates else 0,
+        evaluation=_tried_evaluation(path, config, saved) if evaluates else None,
+        wanted_cores=wanted_cores,
+        usable_cores=cores,
         replay_shape=manifest["shape"] if manifest else None,
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
-        weights_bytes=checkpoint_bytes - games_bytes,
         networks_bytes=sum(tensor_bytes.values()) - games_bytes - optimiser_bytes,
         optimiser_bytes=optimiser_bytes,
+        device=DeviceUse(**read_json(path / DEVICE_FILE)) if learns_on_gpu(config) else None,
+        mirrored=learns_on_gpu(config) and getattr(config, "replay_device", "cpu") != "cpu",  # so small a one has room
         row_bytes=sum(file.stat().st_size for file in logged) / len(rows["steps"]),
     )
 
@@ -197,26 +212,34 @@ def _is_optimisers(tensor: str) -> bool:
     return "optimiser" in tensor or tensor == "shared.squares"
 
 
-def evaluation_bytes(run: Path, config: Any) -> int:
-    """What a process takes that evaluates the run's policy."""
-    episodes, network = str(config.evaluation_episodes), str(getattr(config, "network", ""))
-    own = ["--network", network] if ":" in network else []
-    process = subprocess.Popen(
-        [sys.executable, "-c", _EVALUATOR, str(os.getpid()), str(run), "--episodes", episodes, "--threads", "1", *own],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+def _tried_evaluation(run: Path, config: Any, saved: Checkpoint) -> TriedEvaluation:
+    """Evaluate a checkpoint's policy just as the run would."""
+    order = {
+        "episodes": config.evaluation_episodes,
+        "epsilon": config.evaluation_epsilon,
+        "seed": config.seed,
+    }
+    store = CheckpointStore(run / "evaluations")
+    snapshot = background_evaluation.keep_snapshot(
+        store, {"steps": saved.steps}, saved.tensors, saved.state["policy"], order
     )
-    peak = PeakMemory(process.pid)
-    until = time.perf_counter() + _EVALUATE_FOR_S
+    began = time.perf_counter()
+    process = background_evaluation.start(snapshot, getattr(config, "network", ""))
+    peak = PeakMemory(process.pid, files=False)
     try:
-        while process.poll() is None and time.perf_counter() < until:
+        while process.poll() is None and time.perf_counter() - began < _EVALUATE_FOR_S:
             peak.look()
             time.sleep(_POLL_S)
+        seconds = time.perf_counter() - began
     finally:
+        over = process.poll() is not None
         process.kill()
-        process.wait()
-    return peak.own_bytes
+        _, words = process.communicate()
+    if over and process.returncode != 0:
+        raise TrialFailed(f"an evaluation failed: {background_evaluation.last_words(words, process.returncode)}")
+    game_steps = float(read_json(background_evaluation.result_of(snapshot))["length_mean"]) if over else None
+    snapshot_bytes = sum(file.stat().st_size for file in store.directory.glob("ckpt-*") if file.suffix != ".result")
+    return TriedEvaluation(snapshot_bytes, peak.own_bytes, seconds, game_steps)
 
 
 def _metrics(run: Path) -> dict[str, npt.NDArray[np.float64]]:
