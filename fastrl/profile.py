@@ -73,7 +73,8 @@ def show(arguments: argparse.Namespace) -> None:
             cells.append(f"{envs:>4} envs {speed:>8,.0f}")
         if cells:
             print(f"  {threads:>3} {'thread ' if threads == 1 else 'threads'}  " + "   ".join(cells), flush=True)
-    print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
+    frames = f"{best[0] * alone.protocol.frame_skip:,.0f} frames/s"
+    print(f"\nfastest: {best[0]:,.0f} steps/s ({frames}) with threads={best[1]}, num_envs={best[2]}")
 
 
 def profile_pool(arguments: list[str]) -> None:
