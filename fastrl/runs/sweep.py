@@ -170,15 +170,15 @@ def try_in_turn(
             )
         say(line)
     for one in found:
-        words = f"  {in_words(one.settings):<44}"
+        words = f"  {in_words(one.settings):<40}"
         if one.failure is not None:
             say(f"{words} failed: {one.failure}")
         elif not one.speeds:
             one.failure = "not tried, for the time was over"
             say(f"{words} {one.failure}")
         else:
-            slower = "  plainly slower" if one.given_up else ""
-            say(f"{words}{one.speed:>9,.0f} steps/s  ({min(one.speeds):,.0f} to {max(one.speeds):,.0f}){slower}")
+            range_of = f"({min(one.speeds):,.0f} to {max(one.speeds):,.0f})"
+            say(f"{words}{one.speed:>9,.0f} steps/s  {'plainly slower' if one.given_up else range_of}")
     return found
 
 
