@@ -7,38 +7,52 @@ import contextlib
 import dataclasses
 import importlib
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastrl.engine.budget import usable_cores
+from fastrl.engine.games import find_game
 from fastrl.engine.recorded_envs import is_atari
+from fastrl.engine.rules import resolved_protocol
 from fastrl.engine.stage_times import stage_times
+from fastrl.runs.async_worker import ProcessWorker
 from fastrl.runs.asynchronous import Recipe, emulating_threads, placed
 from fastrl.runs.asynchronous import make_envs as make_played_envs
-from fastrl.runs.ceilings import Stage, ceiling, logging, random_actions, recording, synchronised
+from fastrl.runs.ceilings import (
+    Alone,
+    Stage,
+    ceiling,
+    logging,
+    random_actions,
+    recording,
+    synchronised,
+    transferring,
+)
 from fastrl.runs.command_line import Trainer
 from fastrl.runs.opening import opened
 from fastrl.runs.options import resolved
 from fastrl.runs.run_dir import machine
 from fastrl.runs.session import torch_threads
+from fastrl.runs.stage_table import StageTable, columns, folded, legend
 from fastrl.runs.sweep import (
     ROUNDS,
+    Pace,
     Settings,
     fastest,
+    forecast,
     has_worker_processes,
     named_envs,
     other_envs,
     settings_to_try,
     try_in_turn,
 )
-from fastrl.runs.trial import Trial, try_out
+from fastrl.runs.trial import Trial, learning_for_s, try_out
 from fastrl.runs.tuned import write_tuned
 from fastrl.runs.worker_rounds import WorkerRounds
-
-BAR_WIDTH = 30
 
 
 def recorded_stages(envs: Any, config: Any) -> list[Stage]:
@@ -73,20 +87,35 @@ def dqn_stages(config: Any) -> Iterator[list[Stage]]:
         )
         exploration, boundary = np.random.default_rng(1), envs.replay.boundary()
 
-        def feed() -> Any:
+        def draw() -> Any:
             feeder.ask(boundary, 1, config.priority_beta)
-            return feeder.take()
+            return feeder.draw()
 
         def act() -> None:
             dqn.act(envs, learner, 0.0, exploration)
 
-        feed = synchronised(feed, learner.device)
-        batch = feed().tensors
+        # What it takes to get there, and, on a CPU, what every look of the network begins with.
+        looks = ("obs", "next_obs", "next_obs") if config.double else ("obs", "next_obs")
+        scaled, kind = converter(learner.online, config)
+        on_cpu = learner.device.type == "cpu"
+
+        def bring(drawn: Any) -> Any:
+            fed = feeder.transfer(drawn)
+            if on_cpu and scaled is not None:
+                for name in looks:
+                    scaled(fed.tensors[name], kind)
+            return fed
+
+        bring = synchronised(bring, learner.device)
+        batch = feeder.transfer(draw()).tensors
         each = config.update_every_steps
+        made = "floats" if scaled is not None else "tensors"
+        does = f"as {made}, a part of learn" if on_cpu else f"to {learner.device}"
         stages += [
             Stage("act", "the network on every env's stack", act, envs.num_envs),
-            Stage("sample", f"a batch of {config.batch}, brought to the learner", feed, each),
-            learning(learner, batch, each),
+            Stage("sample", f"a batch of {config.batch} out of the replay", draw, each),
+            transferring(draw, bring, f"of a batch: {does}", steps=each, part_of="learn" if on_cpu else None),
+            learning(lambda: learner.update(batch), learner, each),
         ]
         try:
             yield stages
@@ -112,12 +141,15 @@ def ddpg_stages(config: Any) -> Iterator[list[Stage]]:
         def act() -> None:
             ddpg.act(config, envs, learner, noise, exploration, config.warm_up_steps)
 
-        batch = draw()
+        bring = synchronised(learner.transfer, learner.device)
+        bring(draw())
         each = config.update_every_steps
+        does = "as tensors" if learner.device.type == "cpu" else f"to {learner.device}"
         stages += [
             Stage("act", "the network on every env's observation, and noise", act, envs.num_envs),
-            Stage("sample", f"a batch of {config.batch}", draw, each),
-            learning(learner, batch, each),
+            Stage("sample", f"a batch of {config.batch} out of the replay", draw, each),
+            transferring(draw, bring, f"of a batch: {does}", steps=each),
+            learning(learner.learn, learner, each),
         ]
         yield stages
 
@@ -151,9 +183,28 @@ def async_stages(config: Any) -> Iterator[list[Stage]]:
                     lambda: rounds.acting_s,
                 ),
                 Stage("learn", back, rounds.play, learning, lambda: rounds.learning_s),
+                showing(rounds.worker, config, learning * games),
             ]
     finally:
         envs.close()
+
+
+def showing(worker: Any, config: Any, steps: int) -> Stage:
+    """Bringing what all games of a worker show to its network."""
+    import torch
+
+    if isinstance(worker, ProcessWorker):
+        scaled, kind = converter(worker.local.network, config)
+
+        def convert() -> None:
+            obs = torch.from_numpy(worker.obs)
+            if scaled is not None:
+                scaled(obs, kind)
+
+        made = "floats" if scaled is not None else "tensors"
+        return Stage("transfer", f"of observations: as {made}, a part of act", convert, steps, part_of="act")
+    show = synchronised(lambda: worker.round.show(0, worker.obs), worker.device)
+    return Stage("transfer", f"of observations: to {worker.device}, a part of act", show, steps, part_of="act")
 
 
 def side_by_side(config: Any) -> tuple[int, int]:
@@ -167,13 +218,21 @@ def side_by_side(config: Any) -> tuple[int, int]:
     return max(1, min(config.workers, cores // (emulating_threads(config) or cores))), 1
 
 
-def learning(learner: Any, batch: Any, every_steps: int) -> Stage:
+def learning(update: Callable[[], None], learner: Any, every_steps: int) -> Stage:
     """Updates with one batch again and again."""
-    update = synchronised(lambda: learner.update(batch), learner.device)
-    return Stage("learn", f"an update every {every_steps} steps", update, every_steps)
+    often = f"every {every_steps} steps" if every_steps > 1 else "each step"
+    return Stage("learn", f"an update {often}", synchronised(update, learner.device), every_steps)
+
+
+def converter(network: Any, config: Any) -> tuple[Callable[[Any, Any], Any] | None, Any]:
+    """What makes numbers of a network's observations, and of which kind; None: a user's own does so in its own way."""
+    import torch
+
+    return getattr(network, "scaled", None), torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 _STAGES = {"dqn": dqn_stages, "ddpg": ddpg_stages, "a3c": async_stages, "async_q": async_stages}
+_OF_TOGETHER = 4  # a setting is tried for a quarter of what all stages together are, in all rounds
 _WAITING = "wait for workers"  # the trainer's name for what it does while they do everything
 
 
@@ -182,8 +241,8 @@ def settled(config: Any) -> Any:
     return placed(config) if hasattr(config, "workers") else resolved(config)
 
 
-def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, tuple[float, str]]:
-    """Of each stage, alone: steps a second, and what it is."""
+def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, Alone]:
+    """What each stage could do alone, the slowest first."""
     small = dataclasses.replace(config, **trainer.tried_as(config))
     found = {}
     with (
@@ -192,13 +251,26 @@ def ceilings(trainer: Trainer, config: Any, seconds: float) -> dict[str, tuple[f
         _STAGES[trainer.algorithm](small) as stages,
     ):
         for stage in [*stages, log]:
-            found[stage.name] = ceiling(stage, seconds), stage.does
+            found[stage.name] = Alone(ceiling(stage, seconds), stage.does, stage.part_of)
     if is_atari(config.env):
         inside = stage_times(config.env, config.protocol, steps=500, repeats=1)
         threads = preprocessing_threads(config)
-        does = f"of emulating: screens to stacks, by {threads} thread{'s' if threads > 1 else ''}"
-        found["preprocess"] = threads * 1e6 / inside.own_us, does
-    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+        does = f"screens to stacks, by {threads} thread{'s' if threads > 1 else ''}, a part of emulate"
+        found["preprocess"] = Alone(threads * 1e6 / inside.own_us, does, "emulate")
+    return dict(sorted(found.items(), key=lambda item: item[1].steps_per_s))
+
+
+def frames_of_a_step(config: Any) -> int:
+    """By the game's rules."""
+    if not is_atari(config.env):
+        return 1
+    return resolved_protocol(config.protocol, find_game(config.env).sticky).frame_skip
+
+
+def updates_of_a_step(config: Any) -> float | None:
+    """None: nobody knows before, for a round is a whole episode."""
+    steps: int = config.steps_per_round if hasattr(config, "workers") else config.update_every_steps
+    return 1 / steps if steps else None
 
 
 def preprocessing_threads(config: Any) -> int:
@@ -210,16 +282,9 @@ def preprocessing_threads(config: Any) -> int:
     return int(min(config.threads or cores, envs, cores))
 
 
-def stage_picture(found: dict[str, tuple[float, str]]) -> list[str]:
-    """Bars of the time that each stage takes of a step: the longest is the one to make faster."""
-    slowest = min(rate for rate, _ in found.values())
-    lines = []
-    for name, (rate, does) in found.items():
-        filled = "#" * max(1, round(BAR_WIDTH * slowest / rate))
-        lines.append(
-            f"  {name:<11}{rate:>12,.0f} steps/s {1e6 / rate:>10,.1f} us a step  {filled:<{BAR_WIDTH}}  {does}"
-        )
-    return lines
+def table_for(config: Any) -> StageTable:
+    """As wide as the terminal."""
+    return StageTable(frames_of_a_step(config), updates_of_a_step(config), columns())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,31 +295,31 @@ class Round:
     steps_per_s: float  # of as many workers as run side by side
 
 
-def round_of(config: Any, found: dict[str, tuple[float, str]]) -> Round | None:
+def round_of(config: Any, found: dict[str, Alone]) -> Round | None:
     """The rounds of A3C and asynchronous Q on a CPU; None: the stages of this training overlap."""
     if not hasattr(config, "workers") or config.device != "cpu":
         return None
-    each_s = {name: 1 / found[name][0] for name in ("emulate", "act", "learn")}
+    each_s = {name: 1 / found[name].steps_per_s for name in ("emulate", "act", "learn")}
     whole_s = sum(each_s.values())
     longest_first = sorted(each_s.items(), key=lambda item: -item[1])
     return Round({name: part_s / whole_s for name, part_s in longest_first}, 1 / whole_s)
 
 
-def round_lines(config: Any, made_of: Round) -> list[str]:
+def round_line(config: Any, made_of: Round) -> str:
     """What a worker's round is made of."""
     parts = ", ".join(f"{name} {share:.0%}" for name, share in made_of.shares.items())
     count = 1 if config.alone else config.workers
     who = "one worker" if count == 1 else f"{count} workers on {usable_cores()} usable cores"
-    return [f"a worker's round, one stage after the other: {parts}; {who} could do {made_of.steps_per_s:,.0f} steps/s"]
+    return f"a worker's round, one stage after the other: {parts}; {who} could do {made_of.steps_per_s:,.0f} steps/s"
 
 
-def together_lines(trial: Trial, found: dict[str, tuple[float, str]], made_of: Round | None) -> list[str]:
-    """What came of it when all ran at once, and what limits it."""
+def together_lines(trial: Trial, found: dict[str, Alone], made_of: Round | None) -> list[str]:
+    """Where the time went when all ran at once, and what limits it."""
     shares = sorted(trial.shares.items(), key=lambda item: -item[1])
     where = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005 and name != _WAITING)
     waits = f"waits for its workers {trial.shares[_WAITING]:.0%}; " if _WAITING in trial.shares else ""
-    # What preprocessing takes is part of emulating; what a round is made of is judged as a whole.
-    limits = {name: rate for name, (rate, _) in found.items() if name != "preprocess"}
+    # Parts are judged with what they are part of; what a round is made of is judged as a whole.
+    limits = {name: alone.steps_per_s for name, alone in found.items() if alone.part_of is None}
     part_of = ""
     if made_of is not None:
         limits = {name: rate for name, rate in limits.items() if name not in made_of.shares}
@@ -264,44 +329,51 @@ def together_lines(trial: Trial, found: dict[str, tuple[float, str]], made_of: R
     slowest = min(limits, key=lambda name: limits[name])
     alone = part_of if made_of is not None and slowest in made_of.shares else "alone it"
     return [
-        f"together: {trial.steps_per_s:,.0f} steps/s ({trial.steps_per_s * trial.frames_per_step:,.0f} frames/s, "
-        f"{trial.updates_per_s:,.1f} updates/s)",
-        f"  the trainer's wall time: {waits}{where}",
-        f"  the bottleneck is {slowest}: {alone} could do {limits[slowest]:,.0f} steps/s, of which the whole "
+        f"the trainer's wall time: {waits}{where}",
+        f"the bottleneck is {slowest}: {alone} could do {limits[slowest]:,.0f} steps/s, of which the whole "
         f"reaches {trial.steps_per_s / limits[slowest]:.0%}",
     ]
 
 
-def _tried(trainer: Trainer, config: Any, seconds: float) -> Trial:
+def _tried(trainer: Trainer, config: Any, seconds: float, **limits: float) -> Trial:
     """A trial of the training alone: what evaluations take is told by `fastrl plan`."""
-    return try_out(trainer, dataclasses.replace(config, evaluate_every_steps=0), seconds)
+    return try_out(trainer, dataclasses.replace(config, evaluate_every_steps=0), seconds, **limits)
 
 
-def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], seconds: float) -> Settings:
+def find_settings(trainer: Trainer, config: Any, asked_envs: list[int], pace: Pace, most_s: float) -> Settings:
     """The fastest settings; other numbers of envs than the run's own are among them only if they were asked for."""
+    until = time.monotonic() + most_s
+
+    # What others are compared with is waited for as long as ever, since a busy moment must not end it all.
+    compared: list[Settings] = []
 
     def try_one(settings: Settings) -> float:
-        return _tried(trainer, dataclasses.replace(config, **settings), seconds / ROUNDS).steps_per_s
+        limits = {} if settings in compared else {"rows_within_s": pace.patience_s}
+        return _tried(trainer, dataclasses.replace(config, **settings), pace.seconds, **limits).steps_per_s
 
     def say(line: str) -> None:
-        print(line, flush=True)
+        print("\n".join(folded(line, columns())), flush=True)
 
     settings = settings_to_try(config, asked_envs)
     own, name = settings[0], named_envs(config)
+    compared.append(own)
     shown = name.replace("_", "-")
-    say(f"{len(settings)} settings, {ROUNDS} rounds of {seconds / ROUNDS:.3g} s of learning after a start, in turn:")
-    best = fastest(try_in_turn(try_one, settings, say), own)
+    say(forecast(config, asked_envs, pace, most_s))
+    best = fastest(try_in_turn(try_one, settings, say, until=until), own)
     if best.settings == own:
         say("no other was faster than the run's own beyond what rounds of one differ by")
     shapes = f"note: --{shown}{' and --workers' if 'workers' in own else ''} shape what is learned, not the speed only"
     if asked_envs or "workers" in own:
         say(shapes)
     others = [] if asked_envs else other_envs(config)
-    if others:
+    if others and time.monotonic() >= until:
+        say("no time is left for other numbers of envs (--sweep-minutes)")
+    elif others:
         at = {**best.settings, name: getattr(config, name)}
+        compared.append(at)
         sized = [at, *({**at, name: count} for count in others)]
         say("other numbers of envs with the fastest of these, which are not kept (--sweep-envs N ... keeps them):")
-        more = fastest(try_in_turn(try_one, sized, say), at)
+        more = fastest(try_in_turn(try_one, sized, say, until=until), at)
         if more.settings == at:
             say(f"the run's own --{shown} {at[name]} is as fast as any")
         else:
@@ -313,17 +385,30 @@ def profile_training(trainer: Trainer, config: Any, options: argparse.Namespace)
     """Measure, tell, and keep the fastest settings where that is asked for."""
     print(f"{trainer.algorithm}, preset {config.preset}, {config.env}, {usable_cores()} usable cores")
     here = settled(config)
+    table = table_for(here)
+
+    def say(*lines: str) -> None:
+        print(*(part for line in lines for part in folded(line, table.width)), sep="\n", flush=True)
+
     found = ceilings(trainer, here, options.seconds)
-    print("each stage alone, as steps of the run a second:")
-    print("\n".join(stage_picture(found)), flush=True)
+    say("what each stage would allow if it were alone, then all of them together:")
+    say(*table.picture({name: 1e6 / alone.steps_per_s for name, alone in found.items()}))
+    began = time.monotonic()
+    trial = _tried(trainer, config, options.together_seconds)
+    took_s = time.monotonic() - began
+    say(table.together(trial.steps_per_s, trial.frames_per_step, trial.updates_per_s), "")
+    say(*legend({name: alone.does for name, alone in found.items()}, table.width), "")
     made_of = round_of(here, found)
     if made_of is not None:
-        print("\n".join(round_lines(here, made_of)), flush=True)
-    trial = _tried(trainer, config, options.together_seconds)
-    print("\n".join(together_lines(trial, found, made_of)), flush=True)
+        say(round_line(here, made_of))
+    say(*together_lines(trial, found, made_of))
     if not options.sweep:
         return
-    settings = find_settings(trainer, config, options.sweep_envs, options.together_seconds / 4)
+    say("")
+    beside_s = max(0.0, took_s - learning_for_s(config, options.together_seconds, trial.steps_per_s))
+    each_s = options.together_seconds / _OF_TOGETHER / ROUNDS
+    pace = Pace(each_s, learning_for_s(config, each_s, trial.steps_per_s), beside_s)
+    settings = find_settings(trainer, config, options.sweep_envs, pace, 60 * options.sweep_minutes)
     print("fastest:", *(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()))
     if options.output is not None:
         write_tuned(options.output, trainer.algorithm, config.env, machine(), settings)

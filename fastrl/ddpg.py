@@ -228,14 +228,22 @@ class Learner:
         self._normalise_by_batch(False)
         return self._answers(obs)
 
-    def update(self, drawn: Batch) -> None:
-        """One step of critic, actor and targets."""
+    def transfer(self, drawn: Batch) -> None:
+        """Bring a batch to where :meth:`learn` learns from."""
         for name in ("obs", "action", "reward", "discount", "next_obs"):
             fresh = torch.from_numpy(getattr(drawn, name))
             if self.device.type == "cpu":
                 self.batch[name] = fresh
             else:
                 bring(self.batch, name, fresh, self.device)
+
+    def update(self, drawn: Batch) -> None:
+        """One step of critic, actor and targets, from a batch that is on the host."""
+        self.transfer(drawn)
+        self.learn()
+
+    def learn(self) -> None:
+        """One step of critic, actor and targets, from the batch that was brought last."""
         self._normalise_by_batch(True)
         self._step()
         self.updates += 1
@@ -508,8 +516,10 @@ def _train(config: Config, envs: RecordedGymnasium, resumed: Resumed | None) -> 
             while session.updates < due:
                 with session.clock("sample"):
                     drawn = envs.replay.sample(config.batch, 1, config.discount, buffer, boundary=boundary)
+                with session.clock("transfer"):
+                    learner.transfer(drawn)
                 with session.clock("learn"):
-                    learner.update(drawn)
+                    learner.learn()
                     traps.after_update(learner.updates, learner.loss)
                 session.updates += 1
             with session.clock("step envs"):

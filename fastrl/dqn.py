@@ -535,7 +535,9 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
                     feeder.ask(boundary, due, beta)
             for _ in range(due):
                 with session.clock("sample"):
-                    fed = feeder.take()
+                    drawn = feeder.draw()
+                with session.clock("transfer"):
+                    fed = feeder.transfer(drawn)
                 with session.clock("learn"):
                     learner.update(fed.tensors)
                     traps.after_update(learner.updates, learner.loss)

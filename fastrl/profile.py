@@ -13,6 +13,7 @@ from fastrl.engine.budget import usable_cores
 from fastrl.engine.native import build_info
 from fastrl.engine.protocol import DEFAULT_PROTOCOL
 from fastrl.engine.stage_times import OWN_STAGES, StageTimes, pool_steps_per_s, stage_times
+from fastrl.runs.stage_table import StageTable, columns, folded, legend
 from fastrl.runs.stop import exits_in_order
 
 _MEANING = {
@@ -25,29 +26,29 @@ _MEANING = {
 }
 
 
-def bar(share: float, width: int = 40) -> str:
-    """A bar of ``share`` of the width."""
-    return "#" * round(share * width)
-
-
 def counted(num_envs: int) -> str:
     """How many envs, in words."""
     return "one env" if num_envs == 1 else f"{num_envs} envs in turn"
 
 
-def stage_lines(times: StageTimes) -> list[str]:
+def stage_lines(times: StageTimes, width: int) -> list[str]:
     """The picture of one step."""
-    lines = [
-        f"{times.game}, protocol {times.protocol.name}, random actions, {counted(times.num_envs)} on one thread: "
-        f"{times.step_us:.1f} us a step of {times.frames_per_step:.2f} frames"
+    table = StageTable(times.frames_per_step, width=width)
+    whole = table.together(1e6 / times.step_us, times.frames_per_step, 0.0)
+    return [
+        *folded(
+            f"{times.game}, protocol {times.protocol.name}, random actions, {counted(times.num_envs)} on one thread: "
+            f"{times.step_us:.1f} us a step of {times.frames_per_step:.2f} frames",
+            width,
+        ),
+        *table.picture(times.stage_us),
+        whole,
+        *folded(
+            f"  besides the engine: {times.own_us:.1f} us ({', '.join(OWN_STAGES)}); "
+            f"the same engine calls in a bare loop, every reset emulated: {times.act_loop_us:.1f} us",
+            width,
+        ),
     ]
-    for name, us in times.stage_us.items():
-        lines.append(f"  {name:<13}{us:8.2f} us  {bar(us / times.step_us):<41} {_MEANING[name]}")
-    lines.append(
-        f"  besides the engine: {times.own_us:.1f} us ({', '.join(OWN_STAGES)}); "
-        f"the same engine calls in a bare loop, every reset emulated: {times.act_loop_us:.1f} us"
-    )
-    return lines
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -58,7 +59,8 @@ def show(arguments: argparse.Namespace) -> None:
     info = build_info()
     cores = usable_cores()
     print(f"{info['compiler']}, {info['cpu_path']} pixel functions, ale-py {info['ale_py']}, {cores} usable cores\n")
-    print("\n".join([*stage_lines(alone), "", *stage_lines(together)]))
+    width = columns()
+    print("\n".join([*stage_lines(alone, width), "", *stage_lines(together, width), "", *legend(_MEANING, width)]))
     print("\nAgent steps a second of a whole pool:")
     best = (0.0, 0, 0)
     for threads in sorted({1, max(1, cores // 2), cores}):
@@ -71,7 +73,8 @@ def show(arguments: argparse.Namespace) -> None:
             cells.append(f"{envs:>4} envs {speed:>8,.0f}")
         if cells:
             print(f"  {threads:>3} {'thread ' if threads == 1 else 'threads'}  " + "   ".join(cells), flush=True)
-    print(f"\nfastest: {best[0]:,.0f} steps/s with threads={best[1]}, num_envs={best[2]}")
+    frames = f"{best[0] * alone.protocol.frame_skip:,.0f} frames/s"
+    print(f"\nfastest: {best[0]:,.0f} steps/s ({frames}) with threads={best[1]}, num_envs={best[2]}")
 
 
 def profile_pool(arguments: list[str]) -> None:
@@ -111,10 +114,17 @@ def profile_algorithm(arguments: list[str]) -> None:
         default=[],
         help="numbers of envs to try and keep (default: some, kept never)",
     )
+    parser.add_argument(
+        "--sweep-minutes",
+        type=float,
+        default=30.0,
+        help="after which no more settings are tried (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the fastest settings for --tuned")
     options, rest = parser.parse_known_args(arguments)
     require("--seconds", options.seconds, 3600)
     require("--together-seconds", options.together_seconds, 3600)
+    require("--sweep-minutes", options.sweep_minutes, 7 * 24 * 60)
     for envs in options.sweep_envs:
         require("--sweep-envs", envs, 65_536)
     require_output(options.output)

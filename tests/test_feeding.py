@@ -46,7 +46,7 @@ def test_every_way_brings_what_the_host_draws(way: Any, n_step: int, alpha: floa
         host.ask(host_replay.boundary(), 3, 0.5)
         other.ask(other_replay.boundary(), 3, 0.5)
         for _ in range(3):
-            expected, found = host.take(), other.take()
+            expected, found = (feeder.transfer(feeder.draw()) for feeder in (host, other))
             assert np.array_equal(expected.index, found.index)
             for name, tensor in contents(expected).items():
                 assert torch.equal(tensor, found.tensors[name]), name
@@ -62,8 +62,8 @@ def test_a_gpu_finds_its_batches_always_in_the_same_tensors(way: Any) -> None:
     made = filled()
     feeder = way(made, 8, 1, 0.9, CPU)
     feeder.ask(made.boundary(), 2, 0.4)
-    first = {name: tensor.data_ptr() for name, tensor in feeder.take().tensors.items()}
-    second = {name: tensor.data_ptr() for name, tensor in feeder.take().tensors.items()}
+    first = {name: tensor.data_ptr() for name, tensor in feeder.transfer(feeder.draw()).tensors.items()}
+    second = {name: tensor.data_ptr() for name, tensor in feeder.transfer(feeder.draw()).tensors.items()}
     feeder.close()
 
     assert first == second

@@ -6,38 +6,42 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_up_trial import TRIED
-from tiny_training import TINY_PONG, preset
+from tiny_training import TINY, TINY_PONG, config_of, preset
 
 from fastrl import _training_profile, a3c, async_q, ddpg, dqn, profile
 from fastrl._training_profile import (
     ceilings,
     find_settings,
-    round_lines,
+    round_line,
     round_of,
     settled,
     side_by_side,
-    stage_picture,
+    table_for,
     together_lines,
 )
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.files import write_json
 from fastrl.engine.played_envs import played_envs
-from fastrl.runs import asynchronous, command_line
+from fastrl.learn import networks
+from fastrl.runs import asynchronous, command_line, sweep
 from fastrl.runs.asynchronous import Recipe
-from fastrl.runs.ceilings import Stage, ceiling, synchronised
+from fastrl.runs.ceilings import Alone, Stage, ceiling, synchronised, transferring
 from fastrl.runs.session import torch_threads
-from fastrl.runs.sweep import ROUNDS, Settings, Tried, fastest, settings_to_try, try_in_turn
+from fastrl.runs.stage_table import StageTable, legend
+from fastrl.runs.sweep import ROUNDS, Pace, Settings, Tried, fastest, forecast, settings_to_try, try_in_turn
+from fastrl.runs.tables import read_columns
 from fastrl.runs.trial import Trial, TrialFailed
 from fastrl.runs.tuned import tuned_line, with_tuned, write_tuned
 from fastrl.runs.worker_rounds import WorkerRounds
@@ -68,13 +72,84 @@ def test_on_a_gpu_a_stage_is_over_when_the_device_is_through(monkeypatch: pytest
     assert done == ["told", "waited"]
     assert synchronised(task, torch.device("cpu"))() == "batch"
     assert done == ["told", "waited", "told"]
+    assert synchronised(lambda drawn: drawn + 1, torch.device("cuda"))(1) == 2
 
 
-def test_the_longest_bar_is_the_slowest_stage() -> None:
-    lines = stage_picture({"learn": (100.0, "updates"), "act": (1_000.0, "choices"), "log": (1e6, "rows")})
+@pytest.mark.alone
+def test_drawing_is_no_part_of_a_transfer() -> None:
+    """It is brought anew each time, and only that counts."""
+    brought: list[int] = []
+    drawn = iter(range(1000))
 
-    assert [line.count("#") for line in lines] == [30, 3, 1]
-    assert "10,000.0 us a step" in lines[0]
+    def draw() -> int:
+        time.sleep(0.02)
+        return next(drawn)
+
+    def bring(batch: int) -> None:
+        time.sleep(0.01)
+        brought.append(batch)
+
+    assert 4 / 0.016 < ceiling(transferring(draw, bring, "", steps=4), 0.3) <= 4 / 0.01
+    assert brought == list(range(len(brought)))
+
+
+def test_a_row_says_what_a_stage_alone_would_allow() -> None:
+    lines = StageTable(frames_per_step=4, updates_per_step=0.25).picture({"learn": 10_000, "act": 1_000, "log": 0.02})
+
+    assert lines[0].split() == ["stage", "frames/s", "steps/s", "updates/s", "us", "a", "step"]
+    assert lines[1].split()[:5] == ["learn", "400", "100", "25.0", "10,000"]
+    assert lines[2].split()[:5] == ["act", "4,000", "1,000", "250", "1,000"]
+    assert lines[3].split()[:5] == ["log", "200,000,000", "50,000,000", "12,500,000", "0.0200"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("updates_per_step", [0.0, 0.25, None])
+def test_the_longest_bar_is_the_slowest_stage_and_ends_the_table(width: int, updates_per_step: float | None) -> None:
+    table = StageTable(4, updates_per_step, width)
+    lines = [*table.picture({"learn": 1e4, "act": 1e3, "log": 1e-6}), table.together(20.0, 4.0, 5.0)]
+
+    bars = [line.count("#") for line in lines]
+    assert bars == [0, table.bar_width, round(table.bar_width / 10), 1, 0]
+    assert len(lines[1]) == width
+    assert max(map(len, lines)) == width
+    # Numbers end where the names of their columns do.
+    name = "us a step"
+    ends = {len(line.split("  #")[0]) for line in lines[1:]}
+    assert ends == {lines[0].index(name) + len(name)}
+
+
+def test_where_nothing_is_updated_nothing_is_told_of_updates_and_what_is_unknown_is_not_guessed() -> None:
+    rows = {"emulate": 100.0}
+    assert "updates" not in StageTable(4, 0.0).picture(rows)[0]
+    assert StageTable(4, None).picture(rows)[1].split()[:4] == ["emulate", "40,000", "10,000", "-"]
+    assert StageTable(4, None).together(100.0, 4.0, 0.5).split() == ["together", "400", "100", "0.500", "10,000"]
+    assert StageTable(4, 0.25).picture({"act": 0.0})[1].split() == ["act", "-", "-", "-", "0.00"]
+
+
+def test_long_meanings_go_on_below_where_they_began() -> None:
+    assert legend({"learn": "a " * 40}, 40)[1].startswith(" " * 16 + "a a")
+    assert max(map(len, legend({"learn": "a " * 40}, 40))) <= 40
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name", "changes", "frames", "updates"),
+    [
+        (dqn.TRAINER, "nature", {}, 4, 1 / 4),
+        (dqn.TRAINER, "classic", {}, 1, 1 / 2),
+        (ddpg.TRAINER, "fast", {}, 1, 1),
+        (a3c.TRAINER, "paper", {"t_max": 5, "envs_per_worker": 2}, 4, 1 / 10),
+        (a3c.TRAINER, "classic", {"t_max": 0, "workers": 1}, 1, None),
+    ],
+)
+def test_frames_and_updates_are_told_by_the_rules_of_the_run(
+    trainer: command_line.Trainer, name: str, changes: dict[str, Any], frames: int, updates: float | None
+) -> None:
+    table = table_for(settled(preset(trainer, name, **changes)))
+
+    assert (table.frames_per_step, table.updates_per_step) == (frames, updates)
+
+
+STAGES = ("act", "emulate", "learn", "log", "record", "sample", "transfer")
 
 
 def flags(**settings: Any) -> list[str]:
@@ -92,26 +167,86 @@ def test_a_training_is_profiled(
     waited = Counter[str]()
 
     def counted(task: Any, device: torch.device) -> Any:
-        def whole() -> Any:
+        def whole(*given: Any) -> Any:
             waited[getattr(task, "__name__", "")] += 1
-            return task()
+            return task(*given)
 
         return whole
 
     monkeypatch.setattr(_training_profile, "synchronised", counted)
+    monkeypatch.setenv("COLUMNS", "70")
     settings = {**TINY_PONG, "num_envs": 2, "batch": 8, "runs": tmp_path}
     profile.main(["--algo", "dqn", "--seconds=0.05", "--no-sweep", *flags(**settings)])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
 
-    for stage in ("act", "emulate", "learn", "log", "preprocess", "record", "sample"):
-        assert f"\n  {stage} " in said
-    assert "together: 250 steps/s (1,000 frames/s, 62.5 updates/s)" in said
-    assert "the bottleneck is " in said
+    table = [line.split() for line in said if line[:2] == "  " and line[2:3] != " "]
+    rows = {row[0]: row for row in reversed(table)}  # the first of a name: its meaning comes later
+    assert set(rows) == {"stage", *STAGES, "preprocess", "together"}
+    for stage in STAGES:
+        frames, steps, updates = (float(cell.replace(",", "")) for cell in rows[stage][1:4])
+        assert frames == pytest.approx(4 * steps, rel=0.01)
+        assert updates == pytest.approx(steps / 4, rel=0.01)
+    assert rows["together"][1:] == ["1,000", "250", "62.5", "4,000"]
+    assert any(line.startswith("the bottleneck is ") for line in said)
+    assert max(map(len, said)) == 80  # a narrower terminal breaks lines; a table has no narrower form
     assert not list(tmp_path.iterdir())
-    assert set(waited) == {"feed", "<lambda>"}  # batches and updates are what a GPU is merely told to bring and make
+    assert set(waited) == {"bring", "<lambda>"}  # batches and updates are what a GPU is merely told to bring and make
 
 
-WORKERS_DO = {"act", "emulate", "learn"}
+def test_games_alone_are_profiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    profile.main(["--env", "PongNoFrameskip-v4", "--steps", "100", "--seconds", "0.01", "--envs", "1"])
+    said = capsys.readouterr().out.splitlines()
+
+    headings = [line for line in said if line.startswith("  stage")]
+    assert [line.split() for line in headings] == [["stage", "frames/s", "steps/s", "us", "a", "step"]] * 2
+    rows = [line.split() for line in said if line.startswith("  emulate ")]
+    assert all(float(row[1].replace(",", "")) > 3 * float(row[2].replace(",", "")) for row in rows[:2])
+    assert rows[2] == ["emulate", "act():", "the", "engine", "itself"]
+    assert max(map(len, said)) <= 80
+    steps, frames = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:steps|frames)/s", said[-1]))
+    assert frames == pytest.approx(4 * steps, abs=2)
+
+
+def test_bytes_that_become_floats_are_transfer_not_sampling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pause_s = 0.02
+    convert = networks.Scaled.forward
+
+    def slowly(*given: Any) -> torch.Tensor:
+        time.sleep(pause_s)
+        return convert(*given)
+
+    monkeypatch.setattr(networks.Scaled, "forward", slowly)
+    config = settled(preset(dqn.TRAINER, "fast", **{**TINY_PONG, "num_envs": 2, "batch": 8}, double=True, device="cpu"))
+    found = ceilings(dqn.TRAINER, config, 0.02)
+
+    assert found["transfer"].steps_per_s <= 4 / (3 * pause_s)  # obs, and next_obs by both networks
+    assert found["sample"].steps_per_s > 4 / pause_s
+    assert found["transfer"].part_of == "learn"
+    assert found["learn"].steps_per_s < found["transfer"].steps_per_s
+
+
+def pendulum(runs: Path) -> Any:
+    small = {"actor_hidden_units": (16,), "critic_hidden_units": (16,), "batch": 16, "steps": 200, "warm_up_steps": 50}
+    return preset(ddpg.TRAINER, "fast", **TINY, **small, env="Pendulum-v1", log_every_steps=50, runs=runs, name="live")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config_of"), [(dqn.TRAINER, lambda runs: config_of(runs, "live")), (ddpg.TRAINER, pendulum)]
+)
+def test_a_live_run_tells_its_transfers_too(
+    trainer: command_line.Trainer, config_of: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    trainer.train(config_of(tmp_path))
+    rows = read_columns(tmp_path / "live" / "metrics.csv")
+    learning = rows["updates"] > 0
+
+    for stage in ("act", "sample", "transfer", "learn"):
+        assert (rows[f"share/{stage}"][learning] > 0).all()
+    assert (rows["share/transfer"] < rows["share/learn"])[learning].all()
+
+
+WORKERS_DO = {"act", "emulate", "learn", "transfer"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +256,7 @@ WORKERS_DO = {"act", "emulate", "learn"}
             ddpg.TRAINER,
             "fast",
             {"env": "Pendulum-v1", "actor_hidden_units": (8,), "critic_hidden_units": (8,)},
-            {"act", "emulate", "learn", "log", "record", "sample"},
+            set(STAGES),
         ),
         (a3c.TRAINER, "paper", {"env": "CartPole-v1", "network": "mlp", "workers": 2}, WORKERS_DO | {"log"}),
         (a3c.TRAINER, "classic", {"t_max": 0, "workers": 1}, WORKERS_DO | {"log"}),
@@ -135,8 +270,9 @@ def test_every_learner_has_its_stages(
     found = ceilings(trainer, preset(trainer, name, **settings, device="cpu", torch_threads=1), 0.02)
 
     assert set(found) == stages
-    assert list(found.values()) == sorted(found.values(), key=lambda one: one[0])
-    assert all(rate > 0 for rate, _ in found.values())
+    rates = [alone.steps_per_s for alone in found.values()]
+    assert rates == sorted(rates)
+    assert min(rates) > 0
 
 
 def rounds_on_cartpole(recipe: Recipe, trainer: command_line.Trainer) -> WorkerRounds:
@@ -199,24 +335,25 @@ def test_no_more_workers_act_at_once_than_there_are_cores(monkeypatch: pytest.Mo
 
 def test_the_bottleneck_of_workers_is_the_longest_part_of_their_rounds() -> None:
     config = settled(preset(a3c.TRAINER, "paper", workers=2))
-    found = {name: (rate, "") for name, rate in {"learn": 250.0, "act": 500.0, "emulate": 1000.0, "log": 1e6}.items()}
+    rates = {"learn": 250.0, "act": 500.0, "emulate": 1000.0, "log": 1e6}
+    found = {"transfer": Alone(1.0, "", "act"), **{name: Alone(rate, "") for name, rate in rates.items()}}
     made_of = round_of(config, found)
     assert made_of is not None
     assert made_of.steps_per_s == pytest.approx(1000 / 7)
-    assert "learn 57%, act 29%, emulate 14%; 2 workers on " in round_lines(config, made_of)[0]
+    assert "learn 57%, act 29%, emulate 14%; 2 workers on " in round_line(config, made_of)
     trial = dataclasses.replace(TRIED, steps_per_s=100.0, shares={"wait for workers": 0.97, "log": 0.02, "other": 0.01})
     said = together_lines(trial, found, made_of)
-    assert said[1:] == [
-        "  the trainer's wall time: waits for its workers 97%; log 2%, other 1%",
-        "  the bottleneck is learn: 57% of a worker's round; rounds by themselves could do 143 steps/s, of which the "
+    assert said == [
+        "the trainer's wall time: waits for its workers 97%; log 2%, other 1%",
+        "the bottleneck is learn: 57% of a worker's round; rounds by themselves could do 143 steps/s, of which the "
         "whole reaches 70%",
     ]
-    slow_log = {**found, "log": (50.0, "")}
+    slow_log = {**found, "log": Alone(50.0, "")}
     assert "bottleneck is log: alone it could do 50 steps/s" in together_lines(trial, slow_log, made_of)[-1]
 
 
-def test_what_is_a_part_of_emulating_is_no_bottleneck_of_its_own() -> None:
-    found = {"preprocess": (90.0, ""), "emulate": (100.0, ""), "learn": (200.0, "")}
+def test_what_is_a_part_of_another_stage_is_no_bottleneck_of_its_own() -> None:
+    found = {"preprocess": Alone(90.0, "", "emulate"), "emulate": Alone(100.0, ""), "learn": Alone(200.0, "")}
     assert round_of(settled(preset(dqn.TRAINER, "fast")), found) is None
     assert "the bottleneck is emulate: alone it could do 100 steps/s" in together_lines(TRIED, found, None)[-1]
 
@@ -255,7 +392,7 @@ def test_settings_are_tried_in_turn_and_those_that_fail_once() -> None:
         asked.append(settings["threads"])
         if settings["threads"] == 3:
             raise TrialFailed("no")
-        return 100.0 * settings["threads"] + len(asked)
+        return 90.0 + 10 * settings["threads"] + len(asked)
 
     said: list[str] = []
     found = try_in_turn(try_one, [{"threads": 1}, {"threads": 2}, {"threads": 3}], said.append)
@@ -268,6 +405,58 @@ def test_settings_are_tried_in_turn_and_those_that_fail_once() -> None:
         fastest(found[2:], {"threads": 1})
 
 
+def speeds(of: dict[int, list[float]], said: list[str] | None = None, **limits: Any) -> tuple[list[int], list[Tried]]:
+    """Which threads were tried, and what came of it, where these would be their speeds; the first are the run's own."""
+    asked: list[int] = []
+
+    def try_one(settings: Settings) -> float:
+        asked.append(settings["threads"])
+        return of[settings["threads"]][asked.count(settings["threads"]) - 1]
+
+    say = (said if said is not None else []).append
+    return asked, try_in_turn(try_one, [{"threads": threads} for threads in of], say, **limits)
+
+
+def test_what_is_plainly_slower_is_not_tried_again() -> None:
+    said: list[str] = []
+    minute = iter(range(0, 6000, 60))
+    of: dict[int, list[float]] = {1: [100, 101, 99], 2: [69], 3: [71, 60], 4: [90, 95, 92]}
+    asked, found = speeds(of, said, now=lambda: float(next(minute)))
+    assert asked == [1, 2, 3, 4, 4, 3, 1, 1, 4]  # what is below 70 is plainly slower
+    assert [one.given_up for one in found] == [False, True, True, False]
+    # Each look at the clock is a minute later: one before each trial, one after the round.
+    assert said[0] == "  round 1 of 3 is over after 5m00s; 3 of 4 go on, for about 7m30s"
+    assert ["plainly slower" in line for line in said[3:]] == [False, True, True, False]
+
+
+def test_the_runs_own_is_tried_to_the_end_however_slow_it_is() -> None:
+    asked, found = speeds({1: [10, 10, 10], 2: [100, 100, 100]})
+    assert asked == [1, 2, 2, 1, 1, 2]
+    assert fastest(found, {"threads": 1}).settings == {"threads": 2}
+
+
+def test_a_sweep_ends_where_only_the_runs_own_is_left() -> None:
+    said: list[str] = []
+    asked, found = speeds({1: [100], 2: [50], 3: [20]}, said)
+    assert asked == [1, 2, 3]
+    assert "no other is left" in said[1]
+    assert fastest(found, {"threads": 1}).settings == {"threads": 1}
+
+
+@pytest.mark.parametrize(("minutes", "tried"), [(0.5, [1]), (1.5, [1, 2]), (3.5, [1, 2, 3]), (4.5, [1, 2, 3, 3])])
+def test_no_trial_begins_when_the_time_is_over(minutes: float, tried: list[int]) -> None:
+    minute = iter(range(100))  # each look at the clock is one later: at the begin, before each trial, after a round
+    said: list[str] = []
+    same: dict[int, list[float]] = {threads: [100.0] * ROUNDS for threads in (1, 2, 3)}
+    asked, found = speeds(same, said, until=minutes, now=lambda: float(next(minute)) - 1)
+    assert asked == tried
+    assert any("the time is over" in line for line in said)
+    untried = [one for one in found if not one.speeds]
+    assert all("not tried" in str(one.failure) for one in untried)
+    assert len(untried) == 3 - len(set(asked))
+    assert fastest(found, {"threads": 1}).settings == {"threads": 1}
+
+
 @pytest.mark.parametrize(("slowest_of_the_best", "kept"), [(104.0, 1), (105.0, 1), (106.0, 2)])
 def test_what_is_no_faster_beyond_noise_does_not_replace_the_runs_own(slowest_of_the_best: float, kept: int) -> None:
     own = Tried({"threads": 1}, [90.0, 100.0, 105.0])
@@ -276,28 +465,54 @@ def test_what_is_no_faster_beyond_noise_does_not_replace_the_runs_own(slowest_of
     assert fastest([other], own.settings) is other
 
 
+PACE = Pace(seconds=2.0, learning_s=30.0, beside_s=10.0)
+
+
 def test_envs_are_tried_by_default_and_kept_only_if_they_were_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds: list[float] = []
 
-    def tried(trainer: command_line.Trainer, config: Any, for_s: float) -> Trial:
+    def tried(trainer: command_line.Trainer, config: Any, for_s: float, **limits: float) -> Trial:
         seconds.append(for_s)
-        return dataclasses.replace(TRIED, steps_per_s=100.0 * config.num_envs)
+        own = (config.threads, config.torch_threads, config.num_envs) == (1, 1, 4)
+        assert limits == ({} if own else {"rows_within_s": 90.0})  # the run's own must not fail for a busy moment
+        assert config.evaluate_every_steps == 0
+        return dataclasses.replace(TRIED, steps_per_s=100.0 + config.num_envs)
 
     monkeypatch.setattr(_training_profile, "try_out", tried)
     config = preset(dqn.TRAINER, "fast", env="PongNoFrameskip-v4", num_envs=4, threads=1, torch_threads=1)
 
-    settings = find_settings(dqn.TRAINER, config, [], 6.0)
+    settings = find_settings(dqn.TRAINER, config, [], PACE, 3600.0)
     said = capsys.readouterr().out
     assert settings == {"threads": 1, "torch_threads": 1}  # all as fast as each other: the run's own
-    assert "--num-envs 8 is faster; it shapes what is learned too, so that it is not kept" in said
+    assert "--num-envs 8 is faster; it shapes what is learned too, so that it is not kept" in " ".join(said.split())
     assert seconds == [2.0] * len(seconds)
-    assert len(seconds) == ROUNDS * (len(settings_to_try(config, [])) + 3)
+    count = len(settings_to_try(config, []))
+    assert len(seconds) == ROUNDS * (count + 3)
+    foretold = f"sweep: {ROUNDS * count} trials of about 40 s (30 s of learning), then {ROUNDS * 3} with other"
+    assert foretold in " ".join(said.split())
 
-    settings = find_settings(dqn.TRAINER, config, [2, 8], 6.0)
+    settings = find_settings(dqn.TRAINER, config, [2, 8], PACE, 3600.0)
     assert settings["num_envs"] == 8
-    assert "--num-envs shape what is learned" in capsys.readouterr().out
+    assert "--num-envs shape what is learned" in " ".join(capsys.readouterr().out.split())
+
+    seconds.clear()
+    with pytest.raises(TrialFailed, match="none of these settings"):
+        find_settings(dqn.TRAINER, config, [], PACE, -1.0)
+    assert not seconds
+
+
+def test_how_long_a_sweep_will_take_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
+    config = preset(dqn.TRAINER, "fast", env="PongNoFrameskip-v4", num_envs=4, threads=1, torch_threads=1)
+    # 1, 4 and 8 threads of both kinds: 9 settings, 3 rounds; then 3 numbers of envs.
+    assert "27 trials of about 40 s (30 s of learning), then 9 with other numbers of envs: about 24m00s, " in forecast(
+        config, [], PACE, 3600.0
+    )
+    assert "54 trials of about 40 s (30 s of learning): 5m00s of the 36m00s it needs" in forecast(
+        config, [4, 8], PACE, 300.0
+    )
 
 
 def test_threads_are_swept_only_where_they_do_something() -> None:
@@ -315,7 +530,7 @@ def test_threads_are_swept_only_where_they_do_something() -> None:
 def test_the_fastest_settings_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tried(trainer: command_line.Trainer, config: Any, seconds: float) -> Trial:
+    def tried(trainer: command_line.Trainer, config: Any, seconds: float, **limits: float) -> Trial:
         return dataclasses.replace(TRIED, steps_per_s=100.0 * config.workers - 10 * config.envs_per_worker)
 
     monkeypatch.setattr(_training_profile, "try_out", tried)
@@ -389,6 +604,7 @@ def test_other_files_are_refused(change: dict[str, Any] | None, message: str, tm
     [
         (["--algo", "dpg"], "'dpg' is unknown; did you mean 'ddpg'"),
         (["--algo", "dqn", "--seconds", "0"], r"--seconds 0.0 is outside \(0, 3,600\]"),
+        (["--algo", "dqn", "--sweep-minutes", "0"], r"--sweep-minutes 0.0 is outside \(0, 10,080\]"),
         (["--algo", "dqn", "--resume", "x"], "is not a directory"),
         (["--algo", "dqn", "--seeds", "0-2"], "one new run is looked at here"),
         (["--algo", "dqn", "--no-sweep", "--output", "x"], "nothing is found then that --output could keep"),

@@ -198,7 +198,7 @@ def drawn_updates(way: Any, alpha: float | None = None, n_step: int = 1) -> Call
         def update() -> None:  # as a training of 32 games has them: eight after a step of all
             feeder.ask(boundary, 8, 0.4)
             for _ in range(8):
-                fed = feeder.take()
+                fed = feeder.transfer(feeder.draw())
                 learner.update(fed.tensors)
                 if alpha is not None:
                     feeder.update_priorities(fed.index, learner.errors.cpu().numpy() + dqn.PRIORITY_OF_NO_ERROR)

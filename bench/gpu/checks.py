@@ -164,7 +164,7 @@ def batches_arrive(device: str) -> str:
         if device == "cuda" and number % _BATCHES_AT_A_TIME == 0:
             torch.cuda._sleep(20_000_000)
         feeder.ask(boundary, 1, 0.4)
-        sums.append(feeder.take().tensors["obs"].long().sum())
+        sums.append(feeder.transfer(feeder.draw()).tensors["obs"].long().sum())
         expected.append(int(twin.sample(32, 1, 0.99, boundary=boundary).obs.astype(np.int64).sum()))
     feeder.close()
     differ = sum(int(found.item()) != wanted for found, wanted in zip(sums, expected, strict=True))
@@ -185,7 +185,7 @@ def feeders(device: str) -> str:
                 for feeder, replay in zip((host, other), replays, strict=True):
                     feeder.ask(replay.boundary(), 3, 0.5)
                 for _ in range(3):
-                    expected, found = host.take(), other.take()
+                    expected, found = (feeder.transfer(feeder.draw()) for feeder in (host, other))
                     same = np.array_equal(expected.index, found.index) and all(
                         torch.equal(tensor, found.tensors[name].cpu()) for name, tensor in expected.tensors.items()
                     )

@@ -1,7 +1,7 @@
 """How batches get from a replay to where a learner learns: on a CPU as they are, to a GPU by copies or by a mirror.
 
 All three draw the same transitions in the same order. A trainer asks, at a boundary, for as many as it will take before
-its next one, and takes them one by one.
+its next one, and takes them one by one: each is drawn, then transferred, so that both can be timed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrl.engine.mirror import mirror_bytes, replay_device
+from fastrl.engine.batches import Batch
+from fastrl.engine.mirror import Drawn, mirror_bytes, replay_device
 from fastrl.engine.replay import Replay
 
 _PARTS = ("action", "reward", "discount", "weight")
@@ -42,9 +43,12 @@ class HostFeeder:
         """For ``count`` batches up to ``boundary``."""
         self._boundary, self._beta = boundary, beta
 
-    def take(self) -> Fed:
-        """The next one."""
-        drawn = self._replay.sample(*self._of, boundary=self._boundary, beta=self._beta)
+    def draw(self) -> Batch:
+        """The next one, for :meth:`transfer`."""
+        return self._replay.sample(*self._of, boundary=self._boundary, beta=self._beta)
+
+    def transfer(self, drawn: Any) -> Fed:
+        """What :meth:`draw` gave as tensors, in the memory that it was drawn into."""
         tensors = {name: torch.from_numpy(getattr(drawn, name)) for name in ("obs", "next_obs", *_PARTS)}
         return Fed(tensors, drawn.index)
 
@@ -78,11 +82,14 @@ class CopyFeeder:
             else:
                 self._owed.append((boundary, beta))
 
-    def take(self) -> Fed:
-        """The next one; its copy may still be under way, in the order of the current stream."""
+    def draw(self) -> Batch:
+        """The next one, for :meth:`transfer`; waits for the thread."""
         if not self._ahead:
             self._prefetcher.request(*self._owed.popleft())
-        drawn = self._prefetcher.take()
+        return self._prefetcher.take()
+
+    def transfer(self, drawn: Any) -> Fed:
+        """What :meth:`draw` gave on the device; the copy may still be under way, in the order of the current stream."""
         for name in ("obs", "next_obs", *_PARTS):
             bring(self._tensors, name, torch.from_numpy(getattr(drawn, name)), self._device)
         if self._device.type == "cuda":
@@ -116,9 +123,12 @@ class MirrorFeeder:
         self._mirror.upload(boundary)
         self._beta = beta
 
-    def take(self) -> Fed:
-        """The next one, gathered in the order of the current stream."""
-        drawn = self._mirror.draw(*self._of, beta=self._beta)
+    def draw(self) -> Drawn:
+        """The next one, for :meth:`transfer`: where its observations lie, and all its numbers."""
+        return self._mirror.draw(*self._of, beta=self._beta)
+
+    def transfer(self, drawn: Any) -> Fed:
+        """What :meth:`draw` gave, gathered on the device in the order of the current stream."""
         self._gatherer.load(drawn)
         self._gatherer.gather()
         for name in _PARTS:

@@ -29,6 +29,7 @@ class Stage:
         task: does it once.
         steps: that doing it once is for.
         counted_s: what counts of the last time that it was done; None: all of it.
+        part_of: the stage that does it too, whose time has this one's in it; None: there is none.
     """
 
     name: str
@@ -36,6 +37,16 @@ class Stage:
     task: Callable[[], object]
     steps: float
     counted_s: Callable[[], float] | None = None
+    part_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What came of a stage that was done alone; the rest is as in :class:`Stage`."""
+
+    steps_per_s: float
+    does: str
+    part_of: str | None = None
 
 
 def ceiling(stage: Stage, seconds: float) -> float:
@@ -52,15 +63,29 @@ def ceiling(stage: Stage, seconds: float) -> float:
     return statistics.median(rates)
 
 
-def synchronised(task: Callable[[], Any], device: Any) -> Callable[[], Any]:
+def transferring(draw: Callable[[], Any], transfer: Callable[[Any], Any], does: str, **of_stage: Any) -> Stage:
+    """Bringing batches to where they are learned from: a new one each time, whose drawing does not count."""
+    took_s = 0.0
+
+    def task() -> None:
+        nonlocal took_s
+        drawn = draw()
+        began = time.perf_counter()
+        transfer(drawn)
+        took_s = time.perf_counter() - began
+
+    return Stage("transfer", does, task, counted_s=lambda: took_s, **of_stage)
+
+
+def synchronised(task: Callable[..., Any], device: Any) -> Callable[..., Any]:
     """``task``, over only when the device is through with it: a GPU is merely told what to do by the call itself."""
     import torch
 
     if device.type != "cuda":
         return task
 
-    def whole() -> Any:
-        found = task()
+    def whole(*given: Any) -> Any:
+        found = task(*given)
         torch.cuda.synchronize(device)
         return found
 

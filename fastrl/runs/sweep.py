@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +13,13 @@ from fastrl.engine.budget import usable_cores
 from fastrl.engine.mujoco_tasks import task_ids
 from fastrl.engine.recorded_envs import is_atari
 from fastrl.runs.trial import TrialFailed
+from fastrl.runs.units import duration
 
 ROUNDS = 3
+# A setting whose median is below this share of the slowest round of the fastest is not tried on.
+PLAINLY_SLOWER = 0.7
+# For a setting's first rows: times what the run's own took, and seconds at the least, for machines have busy moments.
+_PATIENCE, _LEAST_PATIENCE_S = 3.0, 60.0
 
 Settings = dict[str, int]
 
@@ -24,6 +31,7 @@ class Tried:
     settings: Settings
     speeds: list[float] = field(default_factory=list)
     failure: str | None = None
+    given_up: bool = False  # it is plainly slower than another
 
     @property
     def speed(self) -> float:
@@ -80,27 +88,106 @@ def other_envs(config: Any) -> list[int]:
     return [own // 2, 2 * own] if own > 1 else [2, 4]  # few: each trial begins as a run does
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a trial takes, as one with the run's own settings showed."""
+
+    seconds: float  # of learning, that are asked for
+    learning_s: float  # that come of it
+    beside_s: float  # of its start, its warm-up and its end
+
+    @property
+    def trial_s(self) -> float:
+        """In all."""
+        return self.learning_s + self.beside_s
+
+    @property
+    def patience_s(self) -> float:
+        """Of learning: what made no rows by then is plainly slower than the run's own."""
+        return max(_LEAST_PATIENCE_S, _PATIENCE * self.learning_s)
+
+
+def forecast(config: Any, asked_envs: Sequence[int], pace: Pace, most_s: float) -> str:
+    """How long a sweep will take, before it does."""
+    trials = ROUNDS * len(settings_to_try(config, asked_envs))
+    more = [] if asked_envs else other_envs(config)
+    of_envs = ROUNDS * (1 + len(more)) if more else 0
+    whole_s = (trials + of_envs) * pace.trial_s
+    then = f", then {of_envs} with other numbers of envs" if of_envs else ""
+    ends = (
+        f"about {duration(whole_s)}" if whole_s <= most_s else f"{duration(most_s)} of the {duration(whole_s)} it needs"
+    )
+    return (
+        f"sweep: {trials} trials of about {pace.trial_s:.0f} s ({pace.learning_s:.3g} s of learning){then}: {ends}, "
+        f"less where settings are plainly slower than others; none begins after {duration(most_s)} (--sweep-minutes)"
+    )
+
+
 def try_in_turn(
-    try_one: Callable[[Settings], float], settings: Sequence[Settings], say: Callable[[str], None]
+    try_one: Callable[[Settings], float],
+    settings: Sequence[Settings],
+    say: Callable[[str], None],
+    *,
+    until: float = math.inf,
+    now: Callable[[], float] = time.monotonic,
 ) -> list[Tried]:
-    """Every setting once a round, every other round in the reverse order; one that failed is not tried again."""
+    """Every setting once a round, every other round in the reverse order.
+
+    One that failed, or is plainly slower than another, is not tried again; but the first one is, which the others are
+    compared with. It ends when no other is left, or when the time is over.
+
+    Args:
+        try_one: says how many steps a second a setting makes.
+        settings: the run's own first.
+        say: is told what is going on.
+        until: no trial begins from then on.
+        now: what time it is.
+    """
     found = [Tried(one) for one in settings]
+    began, over, trials = now(), False, 0
     for number in range(ROUNDS):
-        for one in found if number % 2 == 0 else reversed(found):
-            if one.failure is not None:
-                continue
+        going_on = [one for one in found if one.failure is None and not one.given_up]
+        if number and going_on in ([], found[:1]):
+            say("  no other is left to be compared with the run's own")
+            break
+        for one in going_on if number % 2 == 0 else reversed(going_on):
+            if over := now() >= until:
+                break
             try:
                 one.speeds.append(try_one(one.settings))
             except (TrialFailed, ValueError) as error:
                 one.failure = str(error)
-        say(f"  round {number + 1} of {ROUNDS} is over")
+        if over:
+            say(f"  the time is over, in round {number + 1} of {ROUNDS}")
+            break
+        _give_up(found)
+        left = sum(one.failure is None and not one.given_up for one in found)
+        took_s, trials = now() - began, trials + len(going_on)
+        line = f"  round {number + 1} of {ROUNDS} is over after {duration(took_s)}"
+        if number + 1 < ROUNDS:
+            line += (
+                f"; {left} of {len(found)} go on, for about {duration((ROUNDS - number - 1) * left * took_s / trials)}"
+            )
+        say(line)
     for one in found:
-        words = f"  {in_words(one.settings):<50}"
+        words = f"  {in_words(one.settings):<40}"
         if one.failure is not None:
-            say(f"{words}    failed: {one.failure}")
+            say(f"{words} failed: {one.failure}")
+        elif not one.speeds:
+            one.failure = "not tried, for the time was over"
+            say(f"{words} {one.failure}")
         else:
-            say(f"{words}{one.speed:>10,.0f} steps/s  ({min(one.speeds):,.0f} to {max(one.speeds):,.0f})")
+            range_of = f"({min(one.speeds):,.0f} to {max(one.speeds):,.0f})"
+            say(f"{words}{one.speed:>9,.0f} steps/s  {'plainly slower' if one.given_up else range_of}")
     return found
+
+
+def _give_up(found: Sequence[Tried]) -> None:
+    able = [one for one in found if one.failure is None and one.speeds]
+    if able:
+        enough = PLAINLY_SLOWER * min(max(able, key=lambda one: one.speed).speeds)
+        for one in able:
+            one.given_up |= one is not found[0] and one.speed < enough
 
 
 def in_words(settings: Settings) -> str:
@@ -114,7 +201,7 @@ def fastest(found: Sequence[Tried], own: Settings) -> Tried:
     Raises:
         TrialFailed: all have failed.
     """
-    able = [one for one in found if one.failure is None]
+    able = [one for one in found if one.failure is None and not one.given_up]
     if not able:
         raise TrialFailed("none of these settings came to learning")
     best = max(able, key=lambda one: one.speed)

@@ -91,20 +91,32 @@ def small_replay(config: Any) -> dict[str, int]:
     return {"replay_capacity": capacity, "warm_up_steps": min(config.warm_up_steps, capacity // 2)}
 
 
-def try_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
+def _log_every_steps(config: Any) -> int:
+    every = _LOG_EVERY_STEPS_ON_GPU if learns_on_gpu(config) else _LOG_EVERY_STEPS
+    steps: int = max(1, min(every, config.steps // 20))
+    return steps
+
+
+def learning_for_s(config: Any, seconds: float, steps_per_s: float) -> float:
+    """About how long a trial of ``seconds`` learns, that takes so many steps a second: until it has rows enough."""
+    row_s = _log_every_steps(config) / steps_per_s
+    return max(seconds, min(_LEAST_ROWS * row_s, max(10 * seconds, 2 * row_s)))
+
+
+def try_out(trainer: Trainer, config: Any, seconds: float, rows_within_s: float = _ROWS_WITHIN_S) -> Trial:
     """Train for ``seconds`` with a small replay, in a process and a directory of its own.
 
     Args:
         trainer: the algorithm.
         config: the run that is planned.
         seconds: of learning; the warm-up before it is shortened.
+        rows_within_s: of learning; what has not made two rows by then has failed.
     """
     with exits_in_order():
-        return _tried_out(trainer, config, seconds)
+        return _tried_out(trainer, config, seconds, rows_within_s)
 
 
-def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
-    every = _LOG_EVERY_STEPS_ON_GPU if learns_on_gpu(config) else _LOG_EVERY_STEPS
+def _tried_out(trainer: Trainer, config: Any, seconds: float, rows_within_s: float) -> Trial:
     was_there = config.runs.exists()
     config.runs.mkdir(parents=True, exist_ok=True)  # where runs go there is room for one
     folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=config.runs))
@@ -114,14 +126,14 @@ def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
             **trainer.tried_as(config),
             runs=folder,
             name="trial",
-            log_every_steps=max(1, min(every, config.steps // 20)),
+            log_every_steps=_log_every_steps(config),
             checkpoint_every_minutes=0.0,
             checkpoint_replay=True,  # which tells its shape
             histograms=False,
             checkpoint_every_steps=None,
             evaluate_every_steps=0,
         )
-        return _measured(trainer, tried, seconds, evaluates=config.evaluate_every_steps > 0)
+        return _measured(trainer, tried, seconds, rows_within_s, evaluates=config.evaluate_every_steps > 0)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if not was_there:
@@ -129,7 +141,7 @@ def _tried_out(trainer: Trainer, config: Any, seconds: float) -> Trial:
                 config.runs.rmdir()
 
 
-def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool) -> Trial:
+def _measured(trainer: Trainer, config: Any, seconds: float, rows_within_s: float, *, evaluates: bool) -> Trial:
     path = config.runs / config.name
     said = config.runs / "said.txt"
     began = time.perf_counter()
@@ -153,9 +165,9 @@ def _measured(trainer: Trainer, config: Any, seconds: float, *, evaluates: bool)
                 wanted_s = wanted_cores_s(process.pid)
                 process.send_signal(signal.SIGTERM)  # it saves, and ends
                 told_s = now
-            elif told_s == math.inf and now - learning_s > _ROWS_WITHIN_S:
+            elif told_s == math.inf and now - learning_s > rows_within_s:
                 few = 2 * config.log_every_steps
-                raise TrialFailed(f"the trial made fewer than {few} steps in {_ROWS_WITHIN_S:.0f} s of learning")
+                raise TrialFailed(f"the trial made fewer than {few} steps in {rows_within_s:.0f} s of learning")
         lived_s = time.perf_counter() - began
     cores = usable_cores()
     # Of one that ended by itself, or where the kernel does not tell, the worst is assumed: it leaves none.
