@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -68,8 +70,48 @@ Mapping::~Mapping() {
 
 namespace {
 
+constexpr std::size_t kPage = 4096;
+#ifndef MADV_COLLAPSE
+constexpr int MADV_COLLAPSE = 25;  // Linux 6.1; the C library's headers may be older
+#endif
+
+// Of one entry in the level above the last of a page table; 0 where the kernel does not tell, or it is too large to be
+// of use.
+std::size_t huge_page_bytes() {
+  static const std::size_t found = [] {
+    constexpr std::size_t kMost = std::size_t{32} << 20;
+    std::ifstream file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    std::size_t bytes = 0;
+    file >> bytes;
+    return file && bytes > kPage && bytes <= kMost && std::has_single_bit(bytes) ? bytes : 0;
+  }();
+  return found;
+}
+
+// At an address where huge pages of the file are huge pages of the mapping too.
+void* map_aligned(int descriptor, std::size_t offset, std::size_t bytes, int protection) {
+  const std::size_t huge = huge_page_bytes();
+  if (huge != 0 && bytes >= huge) {
+    const std::size_t room = bytes + huge;
+    void* const reserved = mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reserved != MAP_FAILED) {
+      auto* const begin = static_cast<std::byte*>(reserved);
+      const std::size_t skipped = (offset - reinterpret_cast<std::uintptr_t>(begin)) % huge;
+      std::byte* const wanted = begin + skipped;
+      const std::size_t mapped = (bytes + kPage - 1) / kPage * kPage;
+      if (mmap(wanted, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor, static_cast<off_t>(offset)) == wanted) {
+        if (skipped > 0) munmap(begin, skipped);
+        if (room - skipped > mapped) munmap(wanted + mapped, room - skipped - mapped);
+        return wanted;
+      }
+      munmap(reserved, room);
+    }
+  }
+  return mmap(nullptr, bytes, protection, MAP_SHARED, descriptor, static_cast<off_t>(offset));
+}
+
 Mapping map(int descriptor, std::size_t offset, std::size_t bytes, int protection) {
-  void* const data = mmap(nullptr, bytes, protection, MAP_SHARED, descriptor, static_cast<off_t>(offset));
+  void* const data = map_aligned(descriptor, offset, bytes, protection);
   if (data == MAP_FAILED) {
     const int error = errno;
     throw RegionTooLarge("replay: " + std::to_string(bytes) + " bytes of address space could not be had (" +
@@ -81,6 +123,23 @@ Mapping map(int descriptor, std::size_t offset, std::size_t bytes, int protectio
   madvise(data, bytes, (protection & PROT_WRITE) != 0 ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 #endif
   return mapping;
+}
+
+// Has the kernel put huge pages into the file, which is empty yet, as far as it can and will: a sample reads at random,
+// and looking up addresses is a good part of what it waits for. That needs no setting of the machine's, other than
+// huge pages by themselves, and no more memory, since the last part of the file is left to small pages.
+void gather_huge_pages(int descriptor, std::size_t bytes) {
+  const std::size_t huge = huge_page_bytes();
+  if (huge == 0 || bytes < huge || ftruncate(descriptor, static_cast<off_t>(bytes)) != 0) return;
+  const std::size_t whole = bytes / huge * huge;
+  void* const data = map_aligned(descriptor, 0, whole, PROT_READ | PROT_WRITE);
+  if (data == MAP_FAILED) return;
+  const Mapping mapping(static_cast<std::byte*>(data), whole);
+  for (std::size_t at = 0; at < whole; at += huge) {
+    // It gathers what is there, and fills up with zeros. Where nothing is, it does not begin.
+    if (fallocate(descriptor, 0, static_cast<off_t>(at), kPage) != 0) return;
+    if (madvise(mapping.data() + at, huge, MADV_COLLAPSE) != 0 && errno != EAGAIN && errno != EBUSY) return;
+  }
 }
 
 }  // namespace
@@ -104,7 +163,8 @@ std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
   }
   const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, bytes, Access::kReadWrite));
   if (fchmod(descriptor, 0600) != 0) throw RegionTooLarge("replay: its memory cannot be made private");
-  // Not ftruncate: that promises pages which are not there, and their first use would be a signal.
+  gather_huge_pages(descriptor, bytes);
+  // Not ftruncate alone: that promises pages which are not there, and their first use would be a signal.
   int failed = 0;
   do {
     failed = fallocate(descriptor, 0, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
