@@ -2,16 +2,13 @@
 
 Frames of 84x84, stacks of four, batches of one-step transitions; every replay is larger than the caches and full before
 anything is timed. The limit of a sample is a memcpy of as many runs of five frames from random places of an array of
-the same size, which no replay that stores a frame once can beat. An array can lie on huge pages, though, and memory
-that processes share cannot, unless the machine was set up so; "in place" is the same memcpy out of the replay's own
-memory. The limit of an insert is a memcpy of a frame to the next place of such an array. Peers sample their own way:
+the same size, on huge pages like the replay, which none that stores a frame once can beat. The limit of an insert is a memcpy of a frame to the next place of such an array. Peers sample their own way:
 what they return is an observation and its successor, stacked.
 """
 
 from __future__ import annotations
 
 import itertools
-import mmap
 import multiprocessing
 import os
 import signal
@@ -54,13 +51,13 @@ def check_answer_of_any(made: fastrl.Replay, batch: int) -> None:
         assert all((later - earlier) % FRAMES == 1 for earlier, later in itertools.pairwise(shown))
 
 
-def memcpy_limit(slots: int, batch: int, memory: np.ndarray | None = None) -> Callable[[], None]:
-    """Runs of five frames out of an array of ``slots`` frames, its own if none is given.
+def memcpy_limit(slots: int, batch: int) -> Callable[[], None]:
+    """Runs of five frames out of an array of ``slots`` frames.
 
     Its places are as fresh as a sample's: a few dozen batches drawn again and again find their pages' addresses in the
     caches, which makes them up to a third faster.
     """
-    memory = np.ones(slots * FRAME_BYTES, np.uint8) if memory is None else memory
+    memory = np.ones(slots * FRAME_BYTES, np.uint8)
     starts = np.random.default_rng(0).integers(slots - RUN, size=(FRESH_BATCHES, batch))
     out = np.empty(batch * RUN * FRAME_BYTES, np.uint8)
     turn = iter(range(10**9))
@@ -92,23 +89,6 @@ def check_copy(count: int) -> None:
         frames().reshape(-1), np.arange(count, dtype=np.int64) % FRAMES, FRAME_BYTES, FRAME_BYTES, out
     )
     assert np.array_equal(out.reshape(count, 84, 84), frames()[np.arange(count) % FRAMES])
-
-
-def memory_of(made: fastrl.Replay) -> np.ndarray:
-    """The replay's own bytes, whatever they mean."""
-    handle = made.handle()
-    descriptor = os.open(f"/proc/self/fd/{handle.descriptor}", os.O_RDONLY)
-    try:
-        return np.frombuffer(mmap.mmap(descriptor, handle.region_bytes, prot=mmap.PROT_READ), np.uint8)
-    finally:
-        os.close(descriptor)
-
-
-def memcpys(made: fastrl.Replay, batch: int, count: int) -> dict[str, Callable[[], None]]:
-    """The limits, ``count`` batches of each."""
-    slots = made.capacity
-    in_place = memcpy_limit(slots, batch, memory_of(made))
-    return {"memcpy": times(memcpy_limit(slots, batch), count), "in place": times(in_place, count)}
 
 
 # ---- peers: something to insert with and something to sample with, full
@@ -170,7 +150,7 @@ def test_sample_speed(contest: Any, batch: int, into: str, quick: bool) -> None:
     match = contest(
         f"replay, samples of {batch}{' into a buffer' if buffer else ''}", "batches/s", count, limit="memcpy"
     )
-    others = memcpys(made, batch, count)
+    others = {"memcpy": times(memcpy_limit(made.capacity, batch), count)}
     for name, (_, sample) in match.peers(PEERS, capacity).items():
         others[name] = times(lambda sample=sample: sample(batch), count)
     match.run(times(lambda: made.sample(batch, out=buffer), count), others, rounds)
@@ -296,4 +276,4 @@ def test_sample_speed_of_a_full_million(contest: Any, quick: bool) -> None:
     made = full(1_000_000, lanes=8)
     check_answer(made, 64)
     match = contest("replay of 1,000,000, samples of 32", "batches/s", 200, limit="memcpy")
-    match.run(times(lambda: made.sample(32), 200), memcpys(made, 32, 200), rounds=7)
+    match.run(times(lambda: made.sample(32), 200), {"memcpy": times(memcpy_limit(made.capacity, 32), 200)}, rounds=7)
