@@ -2,8 +2,9 @@
 
 Frames of 84x84, stacks of four, batches of one-step transitions; every replay is larger than the caches and full before
 anything is timed. The limit of a sample is a memcpy of as many runs of five frames from random places of an array of
-the same size, on huge pages like the replay, which none that stores a frame once can beat. The limit of an insert is a memcpy of a frame to the next place of such an array. Peers sample their own way:
-what they return is an observation and its successor, stacked.
+the same size, on huge pages like the replay, which none that stores a frame once can beat. The limit of an insert is a
+memcpy of a frame to the next place of such an array. Peers sample their own way: what they return is an observation and
+its successor, stacked.
 """
 
 from __future__ import annotations
