@@ -31,7 +31,7 @@ def test_centred_numbers_are_those_of_each_stack_less_its_mean(dtype: torch.dtyp
     assert plain.stride() == centred.stride()
     exact = obs.double() / 255
     less = exact - exact.mean((1, 2, 3), keepdim=True)
-    far = 1e-6 if dtype == torch.float32 else 4e-3
+    far = 1e-6 if dtype == torch.float32 else 8e-3  # bf16 has three digits
     torch.testing.assert_close(plain.double(), exact, rtol=0, atol=far)
     torch.testing.assert_close(centred.double(), less, rtol=0, atol=far)
 
