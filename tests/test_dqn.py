@@ -207,8 +207,15 @@ def movement(config: dqn.Config) -> np.ndarray:
 
 # Small rates: what rounding differs between processors then stays small over a hundred updates.
 GOLDEN_CONFIGS = {
-    "nature": {"batch": 8, "target_every_steps": 40, "learning_rate": 2.5e-5},
-    "fast": {"batch": 8, "target_every_steps": 40, "learning_rate": 1e-5, "double": True, "dueling": True},
+    "nature": {"precision": "fp32", "batch": 8, "target_every_steps": 40, "learning_rate": 2.5e-5},
+    "fast": {
+        "precision": "fp32",
+        "batch": 8,
+        "target_every_steps": 40,
+        "learning_rate": 1e-5,
+        "double": True,
+        "dueling": True,
+    },
 }
 
 

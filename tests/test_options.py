@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from fastrl import a3c, async_q, ddpg, dqn
 from fastrl.__main__ import commands, named_command
-from fastrl.runs import command_line
+from fastrl.learn import processor
+from fastrl.runs import command_line, options
 
 LAYERS = [
     (dqn.Config, "hidden_units"),
@@ -62,10 +64,35 @@ def test_every_command_is_found_by_its_name(
 
 
 def test_help_offers_no_precision_that_is_always_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--precision {fp32,bf16}" in help_of(dqn.TRAINER, capsys)
+    assert "--precision {auto,fp32,bf16}" in help_of(dqn.TRAINER, capsys)
     assert "--precision {fp32} bf16 gains nothing" in help_of(ddpg.TRAINER, capsys)
     with pytest.raises(SystemExit):
         command_line.parse(ddpg.TRAINER, ["--precision", "bf16"])
+
+
+CPUINFO = {
+    "Zen 5": ("processor\t: 0\nflags\t\t: fpu sse avx512f avx512_bf16 rdpid\n", "bf16"),
+    "ARM": ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", "bf16"),
+    "older": ("processor\t: 0\nmodel name\t: avx512_bf16\nflags\t\t: fpu sse avx2 avx512_bf16x\n", "fp32"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), CPUINFO.values(), ids=CPUINFO)
+def test_the_precision_is_what_the_processor_gains_by(
+    text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(text)
+    monkeypatch.setattr(options, "multiplies_bf16", lambda: processor.multiplies_bf16(cpuinfo))
+    assert options.resolved(dqn.Config(device="cpu")).precision == expected
+    for other in (dqn.Config(network="mlp", env="CartPole-v1"), dqn.Config(network="own:network"), a3c.Config()):
+        assert options.resolved(dataclasses.replace(other, device="cpu")).precision == "fp32"
+    assert options.resolved(dqn.Config(device="cpu", precision="fp32")).precision == "fp32"
+    assert options.resolved(a3c.Config(device="cpu", precision="bf16")).precision == "bf16"
+
+
+def test_without_a_description_of_the_processor_nothing_is_assumed(tmp_path: Path) -> None:
+    assert not processor.multiplies_bf16(tmp_path / "missing")
 
 
 def test_a_preset_is_told_with_what_was_given_instead() -> None:

@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
     "checkpoint_every_minutes": 0.0,
     "tensorboard": False,
 }
-TINY_PONG: dict[str, Any] = {**TINY, "env": "PongNoFrameskip-v4", "network": "a3c", "threads": 1}
+TINY_PONG: dict[str, Any] = {**TINY, "env": "PongNoFrameskip-v4", "network": "a3c", "precision": "fp32", "threads": 1}
 
 STEPS = 480
 WARM_UP = 100

@@ -50,7 +50,7 @@ def be_one_of_many() -> None:
 
 def dqn_config(preset: str, device: str, **changes: Any) -> dqn.Config:
     base: dqn.Config = command_line.with_preset(dqn.TRAINER, preset)
-    fixed = {"env": ENV, "device": device, "checkpoint_replay": False, **NOTHING_BESIDE}
+    fixed = {"env": ENV, "device": device, "precision": "fp32", "checkpoint_replay": False, **NOTHING_BESIDE}
     return resolved(dataclasses.replace(base, **{**fixed, **changes}))
 
 

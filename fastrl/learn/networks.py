@@ -19,6 +19,7 @@ _CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, int, int], ...], int]] = {
     "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),
     "a3c": (((16, 8, 4), (32, 4, 2)), 256),
 }
+CONVOLUTIONAL = frozenset(_CONVOLUTIONS)  # networks of ours that look at frames
 
 
 def torso(description: dict[str, Any]) -> tuple[nn.Sequential, int]:

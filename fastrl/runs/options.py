@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fastrl.engine.budget import usable_cores
 from fastrl.engine.recorded_envs import is_atari
+from fastrl.learn.processor import multiplies_bf16
 
 AtariReward = Literal["raw", "sign", "clipped"]
 _MOST_TORCH_THREADS = 1024  # OpenMP crashes with a hundred thousand
@@ -24,7 +25,7 @@ class RunOptions:
     name: str | None = None  # of the run's directory; default: algorithm, env, seed and time
     runs: Path = Path("runs")  # where runs lie
     device: Literal["auto", "cpu", "cuda"] = "auto"  # that learns; auto: a GPU if there is one
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the networks' products; weights and optimiser stay fp32
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # of the networks' products; auto: bf16 where a CPU gains by it
     deterministic: bool | None = None  # equal seeds, equal bits; default: on a CPU, without actor processes
     threads: int | None = None  # that emulate; default: the usable cores
     torch_threads: int | None = None  # that learn on a CPU; default: the usable cores. Changes bits
@@ -124,17 +125,25 @@ def resolved(options: Any) -> Any:
     """``options`` with everything that the machine decides filled in."""
     import torch
 
+    from fastrl.learn.networks import CONVOLUTIONAL
+
     cuda = torch.cuda.is_available()
     device = options.device
     if device == "auto":
         device = "cuda" if cuda else "cpu"
     if device == "cuda" and not cuda:
         raise ValueError("device: 'cuda' was asked for, but torch finds no GPU here; use --device cpu or auto")
+    precision = options.precision
+    if precision == "auto":
+        # Networks without convolutions gain nothing, those of a user's own may not bear it, and no GPU was tried.
+        gains = device == "cpu" and options.network in CONVOLUTIONAL
+        precision = "bf16" if gains and multiplies_bf16() else "fp32"
     cores = usable_cores()
     can_repeat = device == "cpu" and options.unrepeatable() is None
     return dataclasses.replace(
         options,
         device=device,
+        precision=precision,
         deterministic=can_repeat if options.deterministic is None else options.deterministic,
         torch_threads=cores if options.torch_threads is None else options.torch_threads,
     )
