@@ -70,7 +70,7 @@ Mapping::~Mapping() {
 
 namespace {
 
-constexpr std::size_t kPage = 4096;
+constexpr std::size_t kSmallPage = 4096;
 #ifndef MADV_COLLAPSE
 constexpr int MADV_COLLAPSE = 25;  // Linux 6.1; the C library's headers may be older
 #endif
@@ -83,7 +83,7 @@ std::size_t huge_page_bytes() {
     std::ifstream file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
     std::size_t bytes = 0;
     file >> bytes;
-    return file && bytes > kPage && bytes <= kMost && std::has_single_bit(bytes) ? bytes : 0;
+    return file && bytes > kSmallPage && bytes <= kMost && std::has_single_bit(bytes) ? bytes : 0;
   }();
   return found;
 }
@@ -98,7 +98,7 @@ void* map_aligned(int descriptor, std::size_t offset, std::size_t bytes, int pro
       auto* const begin = static_cast<std::byte*>(reserved);
       const std::size_t skipped = (offset - reinterpret_cast<std::uintptr_t>(begin)) % huge;
       std::byte* const wanted = begin + skipped;
-      const std::size_t mapped = (bytes + kPage - 1) / kPage * kPage;
+      const std::size_t mapped = (bytes + kSmallPage - 1) / kSmallPage * kSmallPage;
       if (mmap(wanted, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor, static_cast<off_t>(offset)) == wanted) {
         if (skipped > 0) munmap(begin, skipped);
         if (room - skipped > mapped) munmap(wanted + mapped, room - skipped - mapped);
@@ -137,7 +137,7 @@ void gather_huge_pages(int descriptor, std::size_t bytes) {
   const Mapping mapping(static_cast<std::byte*>(data), whole);
   for (std::size_t at = 0; at < whole; at += huge) {
     // It gathers what is there, and fills up with zeros. Where nothing is, it does not begin.
-    if (fallocate(descriptor, 0, static_cast<off_t>(at), kPage) != 0) return;
+    if (fallocate(descriptor, 0, static_cast<off_t>(at), kSmallPage) != 0) return;
     if (madvise(mapping.data() + at, huge, MADV_COLLAPSE) != 0 && errno != EAGAIN && errno != EBUSY) return;
   }
 }
