@@ -84,11 +84,13 @@ def test_the_precision_is_what_the_processor_gains_by(
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(text)
     monkeypatch.setattr(options, "multiplies_bf16", lambda: processor.multiplies_bf16(cpuinfo))
-    assert options.resolved(dqn.Config(device="cpu")).precision == expected
-    for other in (dqn.Config(network="mlp", env="CartPole-v1"), dqn.Config(network="own:network"), a3c.Config()):
-        assert options.resolved(dataclasses.replace(other, device="cpu")).precision == "fp32"
-    assert options.resolved(dqn.Config(device="cpu", precision="fp32")).precision == "fp32"
-    assert options.resolved(a3c.Config(device="cpu", precision="bf16")).precision == "bf16"
+    automatic = {"device": "cpu", "precision": "auto"}
+    for gains in (dqn.Config(), a3c.Config(), async_q.Config()):
+        assert options.resolved(gains).precision == "fp32"  # nobody asked for another
+        assert options.resolved(dataclasses.replace(gains, **automatic)).precision == expected
+        assert options.resolved(dataclasses.replace(gains, device="cpu", precision="bf16")).precision == "bf16"
+    for other in (dqn.Config(network="mlp", env="CartPole-v1"), dqn.Config(network="own:network")):
+        assert options.resolved(dataclasses.replace(other, **automatic)).precision == "fp32"
 
 
 def test_without_a_description_of_the_processor_nothing_is_assumed(tmp_path: Path) -> None:
