@@ -201,6 +201,7 @@ def check_against_sb3() -> None:
 def test_a2c_steps(contest: Any, quick: bool, precision: str) -> None:
     rounds, times = (2, 1) if quick else (15, 7)
     check_round(config_of(precision=precision), NETWORK, GAMES)
+    matrix_rate.check_count()
     made = contest(
         f"a2c breakout, {GAMES} games, {precision}", "steps/s", rounds * GAMES * T_MAX, limit="act, matrix rate"
     )

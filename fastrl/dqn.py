@@ -141,7 +141,7 @@ PRESETS: Presets = {
     # The task as in protocol sb3, with what makes a single game learn in an hour on two cores; no single paper. n steps
     # and the optimiser's epsilon as in Rainbow (Hessel et al. 2018), A3C's network (twice the updates a second),
     # exploration that ends early. Centred, since at this rate 1 to 4 of 16 filters of Pong's first layer outlived the
-    # first 6,000 updates (five seeds, of which one learned nothing at all); centred, all 16 do.
+    # first 6,000 updates (five runs, of which one learned nothing at all); centred, all 16 do.
     "fast": {
         "protocol": "sb3",
         "steps": 10_000_000,

@@ -49,16 +49,19 @@ def lines_of(found: Plan) -> list[str]:
         lines.append(f"it does not fit on the device: {_less_on_device(found)}")
     if found.fits and found.fits_on_disk and found.fits_on_device:
         lines.append("it fits")
-    elif found.fits:
-        pass
-    elif found.most_capacity:
-        lines.append(
-            f"it does not fit: of {found.replay_capacity:,} transitions at most {found.most_capacity:,} do, with "
+    if not found.fits:
+        lines.append(f"it does not fit{_less_memory(found)}")
+    return lines
+
+
+def _less_memory(found: Plan) -> str:
+    """What would fit there."""
+    if found.most_capacity:
+        return (
+            f": of {found.replay_capacity:,} transitions at most {found.most_capacity:,} do, with "
             f"--replay-capacity {found.most_capacity}"
         )
-    else:
-        lines.append("it does not fit, with any replay; end other programs, or use fewer --workers or --num-envs")
-    return lines
+    return ", with any replay; end other programs, or use fewer --workers or --num-envs"
 
 
 def _less_disk(found: Plan) -> str:

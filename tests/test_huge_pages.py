@@ -37,7 +37,7 @@ def mapped_by_huge_pages() -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not can_gather(), reason="this kernel gathers no huge pages of shared memory")
+@pytest.mark.skipif(not can_gather(), reason="needs Linux 6.1, and huge pages of shared memory that are not denied")
 def test_reader_and_writers_see_huge_pages() -> None:
     made = replay()
     whole = made.handle().region_bytes

@@ -242,9 +242,11 @@ def test_a_plan_is_true_of_a_real_run(which: str, tmp_path: Path, capsys: pytest
                 peak.look()
         took_s = time.perf_counter() - began
         assert child.process.returncode == 0
-        # That a run says where its time goes costs less than a hundredth of it, where it learns.
+        # That a run says where its time goes costs less than a hundredth of it; but for CartPole's warm-up, whose step of
+        # 50 us has as many stamps as any.
         shares, updates = (column(child.path / "metrics.csv", name) for name in ("stamps_share", "updates"))
-        assert max(share for share, done in zip(shares, updates, strict=True) if done > 0) < 0.01
+        quick = wanted.env == "CartPole-v1"
+        assert max(share for share, done in zip(shares, updates, strict=True) if done > 0 or not quick) < 0.01
 
         planned = {name: sum(part["amount"] for part in found[name]) for name in ("memory", "disk", "time")}
         on_disk = sum(path.stat().st_size for path in child.path.rglob("*") if path.is_file())

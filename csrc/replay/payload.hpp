@@ -102,8 +102,7 @@ inline void store_payload(std::uint64_t* to, const void* from, std::size_t bytes
 }
 
 // `ahead`: how many bytes from here what will be read next lies, if it is known. It is only a hint: any number will do.
-inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes,
-                         [[maybe_unused]] std::ptrdiff_t ahead = 0) noexcept {
+inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes, std::ptrdiff_t ahead = 0) noexcept {
   FASTRL_COPIED(false, bytes);
   auto* target = static_cast<std::uint8_t*>(to);
   std::size_t done = 0;
@@ -114,7 +113,9 @@ inline void load_payload(void* to, const std::uint64_t* from, std::size_t bytes,
   std::memcpy(target, from, bytes);
   done = bytes;
 #endif
+  const auto next = reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead);
   for (; done < bytes; done += kWord) {
+    if (done % 64 == 0) __builtin_prefetch(reinterpret_cast<const void*>(next + done), 0, 2);
     const std::uint64_t word = load_word(from[done / kWord]);
     std::memcpy(target + done, &word, std::min(kWord, bytes - done));
   }

@@ -71,7 +71,7 @@ struct Sampler::Task {
     if (at + 1 == out.count) return {random_of(at), 0};
     RowRandom next = random_of(at + 1);
     const Drawn expected = draw(next);
-    return {random_of(at), reader.expect(expected.lane, expected.step)};
+    return {random_of(at), reader.expect(expected.lane, expected.step, row(at + 1))};
   }
 
  private:

@@ -72,10 +72,12 @@ void TransitionReader::place_stack(std::uint64_t lane, std::uint64_t newest, std
   for (std::uint64_t step = newest - back; step <= newest; ++step) *out++ = place(lane, step);
 }
 
-std::uintptr_t TransitionReader::expect(std::uint64_t lane, std::uint64_t step) const noexcept {
+std::uintptr_t TransitionReader::expect(std::uint64_t lane, std::uint64_t step,
+                                        const TransitionOut& out) const noexcept {
   const LaneView<const std::uint64_t> view = ring_.lane(lane);
   __builtin_prefetch(view.meta(step));
   __builtin_prefetch(view.meta(step + 1) + view.meta_words - 1);
+  if (out.observations == nullptr) return 0;
   const std::uint64_t* const oldest = view.payload(step + view.slots - (shape_.stack - 1));
   __builtin_prefetch(oldest);
   return reinterpret_cast<std::uintptr_t>(oldest);
@@ -100,10 +102,9 @@ Verdict TransitionReader::take(std::uint64_t lane, std::uint64_t step, const Win
   lane::load_payload(out.action, view.action(step + 1), shape_.action_bytes);
   const std::uint64_t end_age = path.from.age + (path.end - step);
   const std::uint64_t first_stack_bytes = shape_.stack * shape_.obs_bytes;
-  // With n_step 1 the second stack shares all but its newest with the first.
-  const std::uint64_t second =
-      rules_.n_step == 1 ? shape_.stack : rules_.n_step;  // what it copies begins so much later
-  const std::uintptr_t next_end = next == 0 ? 0 : next + second * view.payload_words * lane::kWord;
+  // With n_step 1 the second stack shares all but its newest with the first. What is copied of it lies so much later:
+  const std::uint64_t later = rules_.n_step == 1 ? shape_.stack : rules_.n_step;
+  const std::uintptr_t next_end = next == 0 ? 0 : next + later * view.payload_words * lane::kWord;
   if (out.observations == nullptr) {
     place_stack(lane, step, path.from.age, out.places);
     if (rules_.n_step == 1) {

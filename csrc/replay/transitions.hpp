@@ -71,9 +71,9 @@ class TransitionReader {
   Verdict take(std::uint64_t lane, std::uint64_t step, const Window& window, const TransitionOut& out,
                std::uintptr_t next = 0) const noexcept;
 
-  // Has the processor fetch what `take` will touch first, so that it need not wait for memory then. Returns the address
-  // where its observations would begin, were none of them missing.
-  std::uintptr_t expect(std::uint64_t lane, std::uint64_t step) const noexcept;
+  // Has the processor fetch what `take` into such an `out` will touch first, so that it need not wait for memory then.
+  // Returns the address where the observations would begin, were none of them missing; 0 where none are copied.
+  std::uintptr_t expect(std::uint64_t lane, std::uint64_t step, const TransitionOut& out) const noexcept;
 
   // The verdict without copying.
   Verdict judge(std::uint64_t lane, std::uint64_t step, const Window& window) const noexcept;

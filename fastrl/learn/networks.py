@@ -125,7 +125,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
-        self.scaled = Scaled(bool(description.get("centred", False)))
+        self.scaled = Scaled()
         self.torso, width = torso(description)
         self.policy = nn.Linear(width, int(description["num_actions"]))
         self.value = nn.Linear(width, 1)

@@ -301,7 +301,6 @@ class _Run:
             envs.num_actions,
             dueling=getattr(config, "dueling", False),
             orthogonal=getattr(config, "orthogonal", False),
-            centred=getattr(config, "centred", False),
         )
         built = build(self.network, [seeds.whole(config.seed, "network")], named_factory(config.network))
         if list(built.buffers()):
