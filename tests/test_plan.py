@@ -242,8 +242,8 @@ def test_a_plan_is_true_of_a_real_run(which: str, tmp_path: Path, capsys: pytest
                 peak.look()
         took_s = time.perf_counter() - began
         assert child.process.returncode == 0
-        # That a run says where its time goes costs less than a hundredth of it; but for CartPole's warm-up, whose step of
-        # 50 us has as many stamps as any.
+        # That a run says where its time goes costs less than a hundredth of it; but for CartPole's warm-up, whose
+        # step of 50 us has as many stamps as any.
         shares, updates = (column(child.path / "metrics.csv", name) for name in ("stamps_share", "updates"))
         quick = wanted.env == "CartPole-v1"
         assert max(share for share, done in zip(shares, updates, strict=True) if done > 0 or not quick) < 0.01
