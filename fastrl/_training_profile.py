@@ -85,10 +85,10 @@ def dqn_stages(config: Any) -> Iterator[list[Stage]]:
         feeder = make_feeder(
             envs.replay, config.batch, config.n_step, config.discount, learner.device, config.replay_device
         )
-        exploration, boundary = np.random.default_rng(1), envs.replay.boundary()
+        exploration = np.random.default_rng(1)
 
         def draw() -> Any:
-            feeder.ask(boundary, 1, config.priority_beta)
+            feeder.ask(envs.replay.boundary(), 1, config.priority_beta)
             return feeder.draw()
 
         def act() -> None:

@@ -23,6 +23,7 @@ from tiny_training import TINY, TINY_PONG, config_of, preset
 from fastrl import _training_profile, a3c, async_q, ddpg, dqn, profile
 from fastrl._training_profile import (
     ceilings,
+    dqn_stages,
     find_settings,
     round_line,
     round_of,
@@ -224,6 +225,16 @@ def test_bytes_that_become_floats_are_transfer_not_sampling(monkeypatch: pytest.
     assert found["sample"].steps_per_s > 4 / pause_s
     assert found["transfer"].part_of == "learn"
     assert found["learn"].steps_per_s < found["transfer"].steps_per_s
+
+
+def test_draws_go_on_when_a_fast_machine_has_played_the_replay_over() -> None:
+    capacity = 600
+    tiny = {**TINY_PONG, "num_envs": 2, "batch": 8, "replay_capacity": capacity}
+    with dqn_stages(settled(preset(dqn.TRAINER, "fast", **tiny, device="cpu"))) as stages:
+        tasks = {stage.name: stage.task for stage in stages}
+        for _ in range(capacity):  # twice as many as two lanes hold
+            tasks["emulate"]()
+        tasks["sample"]()
 
 
 def pendulum(runs: Path) -> Any:

@@ -362,6 +362,21 @@ def test_up_to_a_boundary_what_is_written_later_does_not_matter(alpha: float | N
     assert drawn[0] == drawn[1]
 
 
+def test_a_boundary_that_everything_was_written_over_since_is_told_as_such() -> None:
+    written = Written()
+    boundary = written.replay.boundary()
+    for lane in range(2):
+        written.play(lane, 20)
+    old = written.replay.boundary()
+    for lane in range(2):
+        written.play(lane, 200)
+    with pytest.raises(RuntimeError, match="since the boundary was taken; take a later one, or make the capacity larger"):
+        written.replay.sample(8, 1, GAMMA, boundary=old)
+    with pytest.raises(fastrl.NothingToSample, match="nothing was written up to the boundary"):
+        written.replay.sample(8, 1, GAMMA, boundary=boundary)
+    written.replay.sample(8, 1, GAMMA)
+
+
 def test_with_priorities_a_boundary_never_goes_back() -> None:
     written = Written(alpha=0.5)
     written.play(0, 20)

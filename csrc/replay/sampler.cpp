@@ -101,7 +101,12 @@ void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta
       ++batch_;
       return;
     } catch (const Overtaken&) {
-      if (ends.fixed || tries == kOvertakenTries) throw;
+      if (ends.fixed) {
+        throw Overtaken(
+            "sample: the writers came round all lanes since the boundary was taken; take a later one, or make the "
+            "capacity larger");
+      }
+      if (tries == kOvertakenTries) throw;
       until = this->ends();  // what was lost was the moment, not the batch
     }
   }
