@@ -1,10 +1,10 @@
 """What the multiplications of the nature network take at this machine's rate: what no update on it can beat.
 
 A convolution is counted as the product that it is: its filters times as many columns as the batch has places. So many
-multiplications are timed as products of large squares, where torch is at its fastest, with the same threads and in the
-same precision. (The network's own products in the sizes they have are no limit: those of a first convolution are so
-long and thin that they wait for memory, which a convolution does not.) Gathering columns, activations, losses, the norm
-and the optimiser are left out.
+multiplications are timed as products of large squares, by what multiplies for us where it is at its fastest
+(fastrl/learn/products.py), with the same threads and in the same precision. (The network's own products in the sizes
+they have are no limit: those of a first convolution are so long and thin that they wait for memory, which a convolution
+does not.) Gathering columns, activations, losses, the norm and the optimiser are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastrl.learn.networks import build
+from fastrl.learn.products import slope_of_given
 
 # Of each layer: what it makes, what it makes one of these of, and at how many places of a frame.
 _LAYERS = ((32, 4 * 8 * 8, 20 * 20), (64, 32 * 4 * 4, 9 * 9), (64, 64 * 3 * 3, 7 * 7), (512, 64 * 7 * 7, 1))
@@ -48,12 +49,11 @@ def multiplying(count: int, precision: str) -> Callable[[], None]:
     """``count`` multiplications and additions in products of large squares, and of a part of one for the rest."""
     left, right = (torch.randn(_SIDE, _SIDE).to(_KINDS[precision]) for _ in range(2))
     whole, rest = divmod(count, _SIDE**3)
-    part = right[:, : round(rest / _SIDE**2)]
-    said, said_of_part = torch.empty_like(right), torch.empty_like(part)
+    part = left[: round(rest / _SIDE**2)]
 
     def run() -> None:
         for _ in range(whole):
-            torch.mm(left, right, out=said)
-        torch.mm(left, part, out=said_of_part)
+            slope_of_given(left, right)
+        slope_of_given(part, right)
 
     return run

@@ -4,8 +4,8 @@ Both train Breakout with the network of the paper, batch 32, one update for ever
 the game and as many threads of torch. Each starts anew every round; its set-up and its warm-up are not counted. A
 CleanRL checkout is timed as well if FASTRL_BENCH_CLEANRL names it and it runs with the gymnasium that is installed.
 
-The limit is what the updates' multiplications alone take, at the rate of torch's own large products with the same
-threads (bench/matrix_rate.py). "our update" is a reference: our updates on one batch that never changes, without a
+The limit is what the updates' multiplications alone take, at the rate of large products with the same threads
+(bench/matrix_rate.py). "our update" is a reference: our updates on one batch that never changes, without a
 trainer around them; what is left to it is what acting, emulating and sampling cost the learner.
 """
 

@@ -290,9 +290,6 @@ class Learner:
         self._step = Captured(self._update_from_batch, self.device)
         self._answers = Answers(self._values, self.device)
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def values(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Q of each action in each observation."""
         return self._answers(obs)
@@ -300,11 +297,10 @@ class Learner:
     def _values(self, obs: Tensor) -> Tensor:
         if self._own:  # may normalise by its batch while it learns; what an env is shown is no such batch
             self.online.eval()
-        with self._autocast():
-            values: Tensor = self.online(obs)
+        values = self.online_pass.look(obs)
         if self._own:
             self.online.train()
-        return values.float()
+        return values
 
     def update(self, batch: dict[str, Tensor]) -> None:
         """One step of the optimiser, and the target network's refresh when it is due.

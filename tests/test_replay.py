@@ -370,7 +370,7 @@ def test_a_boundary_that_everything_was_written_over_since_is_told_as_such() -> 
     old = written.replay.boundary()
     for lane in range(2):
         written.play(lane, 200)
-    with pytest.raises(RuntimeError, match="since the boundary was taken; take a later one, or make the capacity larger"):
+    with pytest.raises(RuntimeError, match="since the boundary was taken; take a later one, or make the capa"):
         written.replay.sample(8, 1, GAMMA, boundary=old)
     with pytest.raises(fastrl.NothingToSample, match="nothing was written up to the boundary"):
         written.replay.sample(8, 1, GAMMA, boundary=boundary)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastrl.learn.flat import FlatNetwork
 from fastrl.learn.networks import Actor, ActorCritic, Critic, QNetwork
+from fastrl.learn.products import affine, slope_of_given, write_slope_of_weight
 
 _BACK_THROUGH_CONVOLUTION = torch.ops.aten.convolution_backward
 _BACK_THROUGH_RELU = torch.ops.aten.threshold_backward
@@ -138,7 +139,6 @@ class _Layer:
         self._copied = len(layers) > 1 or kind is not self.weight.dtype
         if self._copied:
             self.weight, self.bias = (torch.cat(parts).to(kind) for parts in zip(*self._own, strict=True))
-        self.turned = self.weight.t() if isinstance(layers[0], nn.Linear) else self.weight
         # New memory for a product this large would cost more than the product.
         self._slope = torch.empty_like(self.weight) if self._copied else self._slopes[0][0]
         self.stride = tuple(layers[0].stride) if isinstance(layers[0], nn.Conv2d) else ()
@@ -154,7 +154,7 @@ class _Layer:
 
     def back(self, slope: Tensor, given: Tensor) -> None:
         """Of a linear layer: what ``slope``, of what it said, is for its numbers."""
-        torch.mm(slope.t(), given, out=self._slope)
+        write_slope_of_weight(slope, given, self._slope)
         if not self._copied:
             torch.sum(slope, 0, out=self._slopes[0][1])
             return
@@ -248,7 +248,7 @@ class WrittenOut:
                 self._action_size = action.shape[1]
                 x = torch.cat([x, action], 1)
             seen.inputs.append(x)
-            x = torch.addmm(layer.bias, x, layer.turned)
+            x = affine(x, layer.weight, layer.bias)
             if place + 1 < len(self._layers):
                 x.relu_()
         return (x.tanh_() if self._is_actor else x.squeeze(1) if self._is_critic else x.float()), seen
@@ -265,8 +265,7 @@ class WrittenOut:
             self._back_through_convolutions(slope)
 
     def _back_through_convolutions(self, slope: Tensor) -> None:
-        # As columns: for a layer this wide it takes two thirds of the time.
-        slope = self._layers[0].turned.mm(slope.t()).t()
+        slope = slope_of_given(slope, self._layers[0].weight)
         slope = slope.reshape(-1, *self._seen[0].maps[-1].shape[1:]).contiguous(memory_format=torch.channels_last)
         # Batch by batch: putting maps together takes as long as is won by it.
         parts = torch.split(slope, [len(seen.maps[0]) for seen in self._seen])
@@ -283,7 +282,7 @@ class WrittenOut:
         slope = self._before_the_end(slope)
         for place in reversed(range(self._action_layer + 1, len(self._layers))):
             slope = self._back(slope, place)
-        return slope.mm(self._layers[self._action_layer].weight[:, -self._action_size :])
+        return slope_of_given(slope, self._layers[self._action_layer].weight[:, -self._action_size :])
 
     def _before_the_end(self, slope: Tensor) -> Tensor:
         if self._is_actor:
@@ -293,7 +292,7 @@ class WrittenOut:
 
     def _back(self, slope: Tensor, place: int) -> Tensor:
         """From what a layer says to what the one before it said."""
-        before = slope.mm(self._from_hidden[place])
+        before = slope_of_given(slope, self._from_hidden[place])
         through: Tensor = _BACK_THROUGH_RELU(before, _together([seen.hidden[place] for seen in self._seen]), 0)
         return through
 

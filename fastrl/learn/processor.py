@@ -1,4 +1,4 @@
-"""What the processor multiplies by itself, which decides the precision that is fastest."""
+"""What the processor multiplies by itself, and who makes use of it: that decides precisions and libraries."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 def multiplies_bf16(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether it has instructions for products of bf16; else they are imitated, and slower than fp32's."""
+    return bool(_BF16 & _said(cpuinfo, "flags", "Features"))
+
+
+def is_slowed_by_mkl(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether it has vectors of 512 bits that MKL does not use, for it is not Intel's."""
+    return "AuthenticAMD" in _said(cpuinfo, "vendor_id") and "avx512f" in _said(cpuinfo, "flags")
+
+
+def _said(cpuinfo: Path, *names: str) -> set[str]:
+    """Every word of the lines of these names."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return False
+        return set()
     named = (line.partition(":") for line in lines)
-    return any(_BF16 & set(value.split()) for name, _, value in named if name.strip() in ("flags", "Features"))
+    return {word for name, _, value in named if name.strip() in names for word in value.split()}
