@@ -83,6 +83,17 @@ def _means(rows: Tensor) -> Tensor:
     return torch.mm(rows, rows.new_ones(rows.shape[1], 1)).mul_(1 / rows.shape[1])
 
 
+def in_full(layer: nn.Module, features: Tensor) -> Tensor:
+    """What a last layer says, in fp32 whatever autocast does before it.
+
+    bf16 has three digits: of actions whose values differ by less than a hundredth, as those of most moments do, it would
+    not say which is the better one. The layer is small; it takes no time.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        said: Tensor = layer(features.float() if features.dtype is torch.bfloat16 else features)
+    return said
+
+
 class QNetwork(nn.Module):
     """Action values: one head, or a value and advantages (duelling, Wang et al. 2016).
 
@@ -113,10 +124,9 @@ class QNetwork(nn.Module):
         """The value of each action, (batch, actions)."""
         features = self.torso(self.scaled(obs))
         if not self.dueling:
-            values: Tensor = self.head(features)
-            return values
-        advantage = self.advantage(features)
-        duelled: Tensor = self.value(features) + advantage - advantage.mean(1, keepdim=True)
+            return in_full(self.head, features)
+        value, advantage = (in_full(stream[-1], stream[:-1](features)) for stream in (self.value, self.advantage))
+        duelled: Tensor = value + advantage - advantage.mean(1, keepdim=True)
         return duelled
 
 
@@ -146,7 +156,7 @@ class ActorCritic(nn.Module):
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The same of what the torso gives."""
-        return self.policy(features), self.value(features).squeeze(1)
+        return in_full(self.policy, features), in_full(self.value, features).squeeze(1)
 
 
 class Actor(nn.Module):

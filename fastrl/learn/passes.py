@@ -194,7 +194,8 @@ class _Seen:
 class WrittenOut:
     """Convolutions, then linear layers, a ReLU after each but the last, which an actor has tanh after.
 
-    An action may enter at a linear layer. An actor-critic's two heads are one layer.
+    An action may enter at a linear layer. An actor-critic's two heads are one layer. The last layer is in fp32 in any
+    precision (:func:`fastrl.learn.networks.in_full` says why).
     """
 
     def __init__(self, network: _Known, precision: str = "fp32") -> None:
@@ -202,7 +203,8 @@ class WrittenOut:
         linears = [[part] for part in network.modules() if isinstance(part, nn.Linear)]
         if isinstance(network, ActorCritic):
             linears[-2:] = [[network.policy, network.value]]
-        self._layers = [_Layer(side_by_side, self._kind) for side_by_side in linears]
+        *inner, last = linears
+        self._layers = [*(_Layer(side_by_side, self._kind) for side_by_side in inner), _Layer(last, torch.float32)]
         self._convolutions = [_Layer([p], self._kind) for p in network.modules() if isinstance(p, nn.Conv2d)]
         self._scaled = network.scaled if isinstance(network, QNetwork | ActorCritic) else None
         self._is_actor, self._is_critic = isinstance(network, Actor), isinstance(network, Critic)
@@ -244,6 +246,7 @@ class WrittenOut:
         x = x.flatten(1)
         for place, layer in enumerate(self._layers):
             seen.hidden.append(x)
+            x = x.to(layer.weight.dtype)
             if action is not None and place == self._action_layer:
                 self._action_size = action.shape[1]
                 x = torch.cat([x, action], 1)
@@ -251,7 +254,7 @@ class WrittenOut:
             x = affine(x, layer.weight, layer.bias)
             if place + 1 < len(self._layers):
                 x.relu_()
-        return (x.tanh_() if self._is_actor else x.squeeze(1) if self._is_critic else x.float()), seen
+        return (x.tanh_() if self._is_actor else x.squeeze(1) if self._is_critic else x), seen
 
     @torch.no_grad()
     def backward(self, slope: Tensor) -> None:
@@ -288,12 +291,13 @@ class WrittenOut:
         if self._is_actor:
             through: Tensor = torch.ops.aten.tanh_backward(slope, self._said)
             return through
-        return slope.unsqueeze(1) if self._is_critic else slope.to(self._kind)
+        return slope.unsqueeze(1) if self._is_critic else slope
 
     def _back(self, slope: Tensor, place: int) -> Tensor:
         """From what a layer says to what the one before it said."""
-        before = slope_of_given(slope, self._from_hidden[place])
-        through: Tensor = _BACK_THROUGH_RELU(before, _together([seen.hidden[place] for seen in self._seen]), 0)
+        hidden = _together([seen.hidden[place] for seen in self._seen])
+        before = slope_of_given(slope, self._from_hidden[place]).to(hidden.dtype)
+        through: Tensor = _BACK_THROUGH_RELU(before, hidden, 0)
         return through
 
 
