@@ -20,6 +20,7 @@ from fastrl.runs.trial import TrialFailed, try_out
 
 FORMAT = 1
 _DOES_NOT_FIT = 3
+_MANY_CORES = 0.3  # for other programs: a plan's time is true to a quarter beside fewer
 
 
 def lines_of(found: Plan) -> list[str]:
@@ -42,6 +43,7 @@ def lines_of(found: Plan) -> list[str]:
             f"{units.size(found.free_disk_bytes)} free",
         ),
         *table("time", found.time, units.duration, "as fast as in the trial, and with games as long as there"),
+        *_busy_machine(found),
     ]
     if not found.fits_on_disk:
         lines.append(f"it does not fit on the disk: {_less_disk(found)}")
@@ -52,6 +54,16 @@ def lines_of(found: Plan) -> list[str]:
     if not found.fits:
         lines.append(f"it does not fit{_less_memory(found)}")
     return lines
+
+
+def _busy_machine(found: Plan) -> list[str]:
+    """What is wrong with the time."""
+    if found.others_cores < _MANY_CORES:
+        return []
+    return [
+        f"other programs took {found.others_cores:.1f} of {found.usable_cores} cores while it was tried: without them "
+        "the run takes less time than this"
+    ]
 
 
 def _less_memory(found: Plan) -> str:

@@ -20,6 +20,7 @@ TRIED = Trial(
     evaluation=TriedEvaluation(snapshot_bytes=18_000_000, memory_bytes=200_000_000, seconds=20.0, game_steps=800.0),
     wanted_cores=2.0,
     usable_cores=4,
+    others_cores=0.1,
     replay_shape=SHAPE,
     saved_slot_bytes=7_136,
     checkpoint_bytes=20_000_000,

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from fastrl.runs.core_waits import CoreWaits
+from fastrl.runs.core_waits import CoreUse, CoreWaits, busy_cores_s
 
 
 class Clock:
@@ -96,3 +97,33 @@ def test_a_thread_that_shares_its_core_is_found_waiting() -> None:
     if share is None:
         pytest.skip("this kernel keeps no /proc/thread-self/schedstat")
     assert 0.2 < share < 0.9
+
+
+def test_cores_are_busy_with_anything_but_idling(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    numbers = "100 20 30 5000 600 1 2 47 10 5"  # user nice system idle iowait irq softirq steal guest guest_nice
+    stat.write_text(f"cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 {numbers}\ncpu1 {numbers}\ncpu10 {numbers}\nintr 1 2\n")
+    second = os.sysconf("SC_CLK_TCK")
+    assert busy_cores_s(stat, [1]) == 200 / second
+    assert busy_cores_s(stat, [0, 10]) == 400 / second
+    assert busy_cores_s(stat, [7]) is None
+    assert busy_cores_s(tmp_path / "none") is None
+
+
+@pytest.mark.alone
+def test_what_others_take_is_what_the_cores_did_without_us() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        own, its = CoreUse.of(os.getpid()), CoreUse.of(busy.pid)
+        time.sleep(1.0)
+        own_later, its_later = CoreUse.of(os.getpid()), CoreUse.of(busy.pid)
+    finally:
+        busy.kill()
+        busy.wait()
+    if own is None or own_later is None or its is None or its_later is None or own.busy_s is None:
+        pytest.skip("this kernel does not tell")
+    assert own_later.busy_s is not None
+    assert its_later.ran_s > its.ran_s
+    # It is a child of this process, so its time is in both.
+    assert own_later.ran_s - own.ran_s > 0.9 * (its_later.ran_s - its.ran_s)
+    assert own_later.busy_s - own.busy_s > 0.9 * (its_later.ran_s - its.ran_s) - 0.05

@@ -181,6 +181,21 @@ def test_in_reduced_precision_weights_are_followed_once_told() -> None:
     assert far_from(way.forward(obs), before) > 0.1
 
 
+@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize(("kind", "more"), [("q", {}), ("q", {"dueling": True}), ("actor_critic", {})])
+def test_values_that_differ_by_a_thousandth_differ_in_reduced_precision_too(
+    kind: str, more: dict[str, Any], written: bool
+) -> None:
+    network = network_of(kind, "a3c", **more)
+    last = network.network.advantage[-1] if more else network.network.head if kind == "q" else network.network.policy
+    with torch.no_grad():
+        last.weight.copy_(last.weight[:1].expand_as(last.weight))
+        last.bias.copy_(1 + torch.arange(6) / 1000)
+    way = pass_of(network, "bf16") if written else Traced(network, "bf16")
+    said = way.look(seen_by("a3c", torch.Generator().manual_seed(5)))[:, :6]
+    same(said.diff(dim=1), torch.full((len(said), 5), 0.001))
+
+
 def test_observations_may_lie_apart_and_stay_as_they_are() -> None:
     network = flat("critic", (8, 6))
     seen, action, slope = tensors((BATCH, 2, OBS), (BATCH, ACTION), (BATCH,))

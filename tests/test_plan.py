@@ -77,6 +77,12 @@ def test_a_plan_is_worked_out_from_what_was_tried() -> None:
     assert found.replay_capacity == 80_000
 
 
+@pytest.mark.parametrize(("others", "told"), [(0.0, False), (0.2, False), (0.9, True)])
+def test_who_took_the_cores_meanwhile_is_told(others: float, told: bool) -> None:
+    lines = plan.lines_of(planning.plan(config(), dataclasses.replace(TRIED, others_cores=others), AVAILABLE, FREE))
+    assert any("other programs took 0.9 of 4 cores while it was tried" in line for line in lines) is told
+
+
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_what_does_not_fit_is_told_with_what_does(prioritised: bool) -> None:
     def planned(capacity: int) -> planning.Plan:

@@ -7,8 +7,10 @@ a matrix product wait for each other, and each of them for a core. The kernel co
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastrl.runs.process_memory import processes
@@ -28,19 +30,37 @@ def _scheduled_ns() -> tuple[int, int] | None:
         return None
 
 
-def wanted_cores_s(pid: int) -> float | None:
-    """How long the threads of a process and its descendants have run or waited for a core, added up.
+@dataclass(frozen=True)
+class CoreUse:
+    """Seconds of cores up to now: of a process and its descendants, and of the cores that it may use."""
 
-    None where the kernel does not tell. Of threads that have ended nothing is known.
-    """
-    found = 0
-    told = False
-    for each in (pid, *processes(pid)):
-        for schedstat in Path(f"/proc/{each}/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError, ValueError):  # it has just ended
-                found += sum(map(int, schedstat.read_text().split()[:2]))
-                told = True
-    return found / 1e9 if told else None
+    ran_s: float  # that they ran, all their threads added up; of threads that have ended nothing is known
+    wanted_s: float  # that they ran or waited for a core
+    busy_s: float | None  # that the cores did anything, or were taken by a hypervisor; None: the kernel does not tell
+
+    @classmethod
+    def of(cls, pid: int) -> CoreUse | None:
+        """None where the kernel does not tell."""
+        ran = waited = 0
+        told = False
+        for each in (pid, *processes(pid)):
+            for schedstat in Path(f"/proc/{each}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError, ValueError):  # it has just ended
+                    numbers = [int(number) for number in schedstat.read_text().split()[:2]]
+                    ran, waited, told = ran + numbers[0], waited + numbers[1], True
+        return cls(ran / 1e9, (ran + waited) / 1e9, busy_cores_s()) if told else None
+
+
+def busy_cores_s(stat: Path = Path("/proc/stat"), cores: Collection[int] | None = None) -> float | None:
+    """How long the cores that this process may use (or ``cores``) have done anything, for anybody."""
+    mine = {f"cpu{core}" for core in (os.sched_getaffinity(0) if cores is None else cores)}
+    try:
+        rows = [line.split() for line in stat.read_text().splitlines() if line.split()[0] in mine]
+        # user, nice, system, idle, iowait, irq, softirq, steal; what guests took is in the first two
+        ticks = sum(int(row[at]) for row in rows for at in (1, 2, 3, 6, 7, 8))
+        return ticks / os.sysconf("SC_CLK_TCK") if rows else None
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 class CoreWaits:

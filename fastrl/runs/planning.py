@@ -42,6 +42,8 @@ class Plan:
     free_device_bytes: int  # now, where the driver has its part for a process
     mirrored: bool  # whether the device has the replay's observations too
     most_mirrored: int | None  # transitions that it has room for; None: there is no mirror
+    others_cores: float  # that other programs took while it was tried, of so many:
+    usable_cores: int
 
     @property
     def memory_bytes(self) -> float:
@@ -157,6 +159,8 @@ def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) 
         free_device_bytes=0 if gpu is None else gpu.use.free_bytes,
         mirrored=gpu is not None and gpu.mirror_bytes(capacity) > 0,
         most_mirrored=None if gpu is None else gpu.most_mirrored(capacity),
+        others_cores=trial.others_cores,
+        usable_cores=trial.usable_cores,
     )
     while found.most_checkpoints and not found.fits_on_disk:
         fewer = found.most_checkpoints - 1

@@ -24,7 +24,7 @@ from fastrl.runs import background_evaluation
 from fastrl.runs.checkpoint import Checkpoint, CheckpointStore, read
 from fastrl.runs.child_run import DEVICE_FILE, ChildRun
 from fastrl.runs.command_line import Trainer
-from fastrl.runs.core_waits import wanted_cores_s
+from fastrl.runs.core_waits import CoreUse
 from fastrl.runs.device_memory import DeviceUse
 from fastrl.runs.options import learns_on_gpu
 from fastrl.runs.process_memory import PeakMemory
@@ -74,6 +74,7 @@ class Trial:
     evaluation: TriedEvaluation | None  # None: there are none
     wanted_cores: float  # threads that ran or waited for a core, on average while learning
     usable_cores: int  # that there were
+    others_cores: float  # that other programs took of them meanwhile; 0 where the kernel does not tell
     replay_shape: dict[str, int] | None  # None: it has none
     saved_slot_bytes: int  # of a transition on disk
     checkpoint_bytes: int  # without the replay
@@ -148,21 +149,21 @@ def _measured(trainer: Trainer, config: Any, seconds: float, rows_within_s: floa
     with open(said, "wb") as output, ChildRun(trainer, config, device_use=True, output=output) as child:
         process, peak = child.process, PeakMemory(child.process.pid)
         learning_s = told_s = math.inf  # when it began to learn, and was told to end
-        wanted_before_s = wanted_s = None  # of cores, by then
+        use_before = use = None  # of cores, by then
         while process.poll() is None:
             time.sleep(_POLL_S)
             peak.look()
             now = time.perf_counter()
             updated = int((_metrics(path)["updates"] > 0).sum())
             if updated and learning_s == math.inf:
-                learning_s, wanted_before_s = now, wanted_cores_s(process.pid)
+                learning_s, use_before = now, CoreUse.of(process.pid)
             if learning_s == math.inf and now - began > _START_WITHIN_S:
                 raise TrialFailed(f"the trial made no update within {_START_WITHIN_S:.0f} s; is the machine busy?")
             if now - told_s > _END_WITHIN_S:
                 raise TrialFailed(f"the trial was told to end and did not within {_END_WITHIN_S:.0f} s")
             enough = updated >= _LEAST_ROWS or (updated >= 2 and now - learning_s > 10 * seconds)
             if told_s == math.inf and now - learning_s > seconds and enough:
-                wanted_s = wanted_cores_s(process.pid)
+                use = CoreUse.of(process.pid)
                 process.send_signal(signal.SIGTERM)  # it saves, and ends
                 told_s = now
             elif told_s == math.inf and now - learning_s > rows_within_s:
@@ -172,8 +173,12 @@ def _measured(trainer: Trainer, config: Any, seconds: float, rows_within_s: floa
     cores = usable_cores()
     # Of one that ended by itself, or where the kernel does not tell, the worst is assumed: it leaves none.
     wanted_cores = float(cores)
-    if wanted_s is not None and wanted_before_s is not None:
-        wanted_cores = max(0.0, wanted_s - wanted_before_s) / (told_s - learning_s)
+    others_cores = 0.0
+    if use is not None and use_before is not None:
+        wanted_cores = max(0.0, use.wanted_s - use_before.wanted_s) / (told_s - learning_s)
+        if use.busy_s is not None and use_before.busy_s is not None:
+            others_s = (use.busy_s - use_before.busy_s) - (use.ran_s - use_before.ran_s)
+            others_cores = max(0.0, others_s) / (told_s - learning_s)
     rows = _metrics(path)
     warm_up, learning = (np.flatnonzero(which) for which in (rows["updates"] == 0, rows["updates"] > 0))
     store = CheckpointStore(path / "checkpoints")
@@ -208,6 +213,7 @@ def _measured(trainer: Trainer, config: Any, seconds: float, rows_within_s: floa
         evaluation=_tried_evaluation(path, config, saved) if evaluates else None,
         wanted_cores=wanted_cores,
         usable_cores=cores,
+        others_cores=others_cores,
         replay_shape=manifest["shape"] if manifest else None,
         saved_slot_bytes=8 * manifest["slot_words"] if manifest else 0,
         checkpoint_bytes=checkpoint_bytes,
