@@ -208,6 +208,8 @@ class BatchForm:
         obs_like: npt.NDArray[Any],
         action_like: npt.NDArray[Any],
     ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
 
 class Loan:
     # obs, action, reward, discount, next_obs, index, weight, place

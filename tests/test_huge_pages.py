@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 
 def can_gather() -> bool:
     """Whether this kernel should: Linux 6.1 and later, unless they are denied."""
-    release = tuple(int(part) for part in platform.release().split(".")[:2])
+    release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
     settings = _SETTINGS / "shmem_enabled"
     return release >= (6, 1) and settings.exists() and "[deny]" not in settings.read_text()
 

@@ -30,7 +30,7 @@ from replay_processes import attached_writer, forked_use, observation, write_for
 from written_replay import GAMMA, Written, require_row, small_replay
 
 import fastrl
-from fastrl.engine import native, replay
+from fastrl.engine import batches, native, replay
 
 # ---- against the oracle
 
@@ -344,6 +344,16 @@ def test_equal_seeds_draw_equally_and_others_do_not() -> None:
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
     assert drawn[0][0] != drawn[0][1]
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fastrl.Replay(2_000, 1)
+    monkeypatch.setattr(batches, "available_memory_bytes", lambda: 90_000_000)
+    with pytest.raises(
+        MemoryError, match=r"batch: 3,000 transitions take 105,\S+ bytes, but only 90,000,000 are avail"
+    ):
+        made.buffer(3_000)
+    made.buffer(2_000)
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
@@ -829,6 +839,7 @@ def test_a_handle_comes_back_whole_from_plain_values() -> None:
         ("obs_shape", (-1,)),
         ("obs_shape", (2**20, 2**20)),
         ("obs_dtype", "U3"),
+        ("obs_dtype", None),
         ("action_shape", 3.5),
         ("action_shape", (2**31, 2**31, 2**31)),
         ("action_dtype", "nothing"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -439,7 +444,7 @@ def test_a_manifest_reaches_no_other_directory(tmp_path: Path) -> None:
     manifest["files"][0]["name"] = "../outside.bin"
     rewrite(path, manifest)
     again = new_replay()
-    with pytest.raises(DamagedReplay, match="not a plain file name"):
+    with pytest.raises(DamagedReplay, match="no name of a file of slots"):
         again.load(path)
     slots.unlink()
     slots.symlink_to(outside)
@@ -448,8 +453,6 @@ def test_a_manifest_reaches_no_other_directory(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, manifest: dict[str, Any]) -> None:
-    import zlib
-
     body = json.dumps(manifest).encode()
     path.write_bytes(json.dumps({"crc32": zlib.crc32(body), "bytes": len(body)}).encode() + b"\n" + body)
 
@@ -474,11 +477,90 @@ def test_a_save_of_another_replay_is_refused(tmp_path: Path, changes: dict[str, 
 def test_what_is_not_there_or_not_new_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no saved replay"):
         new_replay().load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere is not there; give a directory"):
+        new_replay().load(tmp_path / "nowhere")
     saved(tmp_path)
     used = new_replay()
     play(used, 3, seed=0)
     with pytest.raises(RuntimeError, match="has been written to; load into a new one"):
         used.load(tmp_path)
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest.pop(name)
+
+
+def with_priorities(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest["priorities"].update(changes)
+
+
+def packed(size: int) -> str:
+    return base64.b64encode(zlib.compress(bytes(size))).decode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without(name) for name in ("windows", "files", "priorities", "batches", "slot_words")),
+        lambda manifest: manifest.update(windows=manifest["windows"][:1]),
+        lambda manifest: manifest.update(windows="windows"),
+        lambda manifest: manifest.update(batches=-1),
+        lambda manifest: manifest.update(batches="x"),
+        lambda manifest: manifest["files"][0].update(name=None),
+        lambda manifest: manifest["files"][0]["runs"][0].update(lane=7),
+        with_priorities(n_step=0),
+        with_priorities(n_step=-1),
+        with_priorities(another=1),
+        with_priorities(ends=[10**9, 10**9]),
+        with_priorities(weights="eJ"),
+        with_priorities(weights=packed(9)),
+        lambda manifest: manifest["priorities"].update(weights=packed(100_000_000)),
+    ],
+)
+def test_a_manifest_of_nonsense_is_refused_before_anything_is_taken(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    made = new_replay(alpha=0.5)
+    play(made, 40, seed=0)
+    made.sample(4)
+    path = made.save(tmp_path)
+    manifest = replay_store.read_manifest(path)
+    whole = json.loads(json.dumps(manifest))
+    change(manifest)
+    rewrite(path, manifest)
+    again = new_replay(alpha=0.5)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedReplay):
+            again.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert again.boundary() == [0, 0]
+    rewrite(path, whole)
+    again.load(path)
+    assert np.array_equal(again.sample(8).index, made.sample(8).index)
+
+
+def test_a_file_that_changes_while_it_is_loaded_leaves_no_call_that_never_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, slots = saved(tmp_path)
+    verify = replay_store.SlotStore.verify
+
+    def verify_then_change(*given: Any) -> Any:
+        found = verify(*given)
+        content = bytearray(slots.read_bytes())
+        content[len(content) // 8 :] = bytes(len(content) - len(content) // 8)
+        slots.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(replay_store.SlotStore, "verify", verify_then_change)
+    again = new_replay()
+    with pytest.raises(DamagedReplay, match="was changed while it was loaded"):
+        again.load(tmp_path)
+    with contextlib.suppress(RuntimeError, fastrl.NothingToSample):
+        again.stacks()
 
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:

@@ -202,6 +202,16 @@ void check_priorities(const RingShape& shape, const Longs& indices, const Double
   }
 }
 
+// Never gives up by itself, but a signal's handler may throw: asked often, it looks for signals now and then.
+std::function<bool()> listening() {
+  return [asked = std::chrono::steady_clock::now()]() mutable {
+    if (std::chrono::steady_clock::now() - asked < std::chrono::milliseconds(50)) return false;
+    let_signals_through();
+    asked = std::chrono::steady_clock::now();
+    return false;
+  };
+}
+
 class PrefetchHandle {
  public:
   PrefetchHandle(std::shared_ptr<Sampler> sampler, std::shared_ptr<BatchBank> bank,
@@ -311,7 +321,8 @@ void register_batches(py::module_& m) {
              return std::make_shared<ArrayForm>(
                  array_form(ring, count, n_step, with_observations, obs_like, action_like));
            }),
-           "ring"_a, "count"_a, "n_step"_a, "with_observations"_a, "obs_like"_a, "action_like"_a);
+           "ring"_a, "count"_a, "n_step"_a, "with_observations"_a, "obs_like"_a, "action_like"_a)
+      .def_property_readonly("bytes", [](const ArrayForm& self) { return self.form.bytes(); });
 
   py::class_<Loan>(m, "Loan")
       .def("arrays", [](const py::object& self) { return Loan::arrays(self); })
@@ -354,16 +365,8 @@ void register_batches(py::module_& m) {
             }
             const Ends until = checked_ends(self, boundary, "sample");
             const BatchOut out = loan.memory().out();
-            auto asked = std::chrono::steady_clock::now();
-            const auto given_up = [&asked] {  // never by itself, but a signal's handler may throw
-              const auto now = std::chrono::steady_clock::now();
-              if (now - asked < std::chrono::milliseconds(50)) return false;
-              let_signals_through();
-              asked = std::chrono::steady_clock::now();
-              return false;
-            };
             const Unlocked released;
-            self.sample(rules, until, beta, out, given_up);
+            self.sample(rules, until, beta, out, listening());
           },
           "loan"_a, "n_step"_a, "gamma"_a, "padding"_a, "ends"_a.none(true), "beta"_a)
       .def(
@@ -371,7 +374,8 @@ void register_batches(py::module_& m) {
           [](Sampler& self, const Longs& indices, const Doubles& priorities) {
             check_priorities(self.ring().shape(), indices, priorities);
             const Unlocked released;
-            return self.update(indices.data(), priorities.data(), static_cast<std::uint64_t>(priorities.size()));
+            return self.update(indices.data(), priorities.data(), static_cast<std::uint64_t>(priorities.size()),
+                               listening());
           },
           "indices"_a, "priorities"_a)
       .def_property("batches", &Sampler::batches, &Sampler::set_batches)
@@ -381,7 +385,7 @@ void register_batches(py::module_& m) {
              {
                const Unlocked
                    released;  // who samples holds the sampler, and asks for signals with the interpreter's lock
-               found = self.state();
+               found = self.state(listening());
              }
              if (!found) return py::none();
              const Priorities::State& state = found->priorities;

@@ -380,11 +380,19 @@ void register_ring(py::module_& m) {
             }
             auto* const to = static_cast<std::uint8_t*>(out.mutable_data());
             const TransitionReader reader(self, {1, 1, static_cast<Padding>(padding)});
+            constexpr int kMostTries = 100'000;
             const Unlocked released;
             for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) {
               std::uint64_t end = self.published(lane);
               if (end == 0) throw NothingToSample("stacks: lane " + std::to_string(lane) + " has no observation yet");
-              while (!reader.take_stack(lane, end - 1, to + lane * stack_bytes)) end = self.published(lane);
+              for (int tries = 1; !reader.take_stack(lane, end - 1, to + lane * stack_bytes); ++tries) {
+                // Its writer came round meanwhile; or there is none, and what is there was never whole.
+                if (tries == kMostTries) {
+                  throw Overtaken("stacks: the newest observation of lane " + std::to_string(lane) +
+                                  " was never whole; if a load into this replay failed, make another one");
+                }
+                end = self.published(lane);
+              }
             }
           },
           "out"_a, "padding"_a);

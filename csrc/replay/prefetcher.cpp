@@ -97,7 +97,8 @@ bool Prefetcher::do_next(std::unique_lock<std::mutex>& lock, const std::function
     if (const Draw* const draw = std::get_if<Draw>(&task)) {
       sampler_->sample(draw->rules, draw->ends, draw->beta, draw->memory->out(), given_up);
     } else {
-      problem = apply(std::get<Update>(task));
+      const Update& update = std::get<Update>(task);
+      sampler_->update(update.indices.data(), update.priorities.data(), update.priorities.size(), given_up);
     }
   } catch (const Cancelled&) {
     finished = false;

@@ -151,6 +151,8 @@ void LaneWriter::adopt(const lane::SlotMeta& newest, bool continue_episode) noex
 }
 
 bool LaneWriter::restore(std::uint64_t first, std::uint64_t count, const std::uint64_t* slots) noexcept {
+  if (count == 0) return true;
+  if (lane::load_meta(slots).step != first) return false;
   if (next_ == 0) {  // the steps before them are not there, and never asked for
     next_ = first;
     lane::store_word(view_.cursor->reserve, first);
@@ -165,7 +167,7 @@ bool LaneWriter::restore(std::uint64_t first, std::uint64_t count, const std::ui
     lane::store_payload(view_.payload(next_), slots + view_.meta_words, view_.payload_words * lane::kWord);
     lane::publish(*view_.cursor, next_);
   }
-  if (count > 0) adopt(newest, true);
+  adopt(newest, true);
   return true;
 }
 

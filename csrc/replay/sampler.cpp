@@ -80,7 +80,7 @@ struct Sampler::Task {
 
 void Sampler::sample(const TransitionRules& rules, const Ends& ends, double beta, const BatchOut& out,
                      const std::function<bool()>& given_up) {
-  const std::lock_guard lock(mutex_);
+  const Turns::Turn turn(turns_, "sample", given_up);
   const TransitionReader reader(*ring_, rules);
   std::vector<std::uint64_t> until = ends.steps;
   Priorities* const priorities = options_ ? &priorities_for(rules) : nullptr;
@@ -182,14 +182,16 @@ Priorities& Sampler::priorities_for(const TransitionRules& rules) {
   return *priorities_;
 }
 
-std::optional<Sampler::State> Sampler::state() const {
-  const std::lock_guard lock(mutex_);
+std::optional<Sampler::State> Sampler::state(const std::function<bool()>& given_up) const {
+  if (!options_) return std::nullopt;
+  std::optional<Turns::Turn> turn;
+  if (!turns_.mine()) turn.emplace(turns_, "save", given_up);
   if (!priorities_) return std::nullopt;
   return State{rules_.n_step, priorities_->state()};
 }
 
 void Sampler::restore(const TransitionRules& rules, const Priorities::State& state) {
-  const std::lock_guard lock(mutex_);
+  const Turns::Turn turn(turns_, "load", {});
   if (!options_) throw std::logic_error("load: priorities were saved, but this replay was made without them");
   priorities_.emplace(*ring_, rules, options_->alpha);
   rules_ = rules;
@@ -228,8 +230,9 @@ void Sampler::sample_by_priority(const Task& task, Priorities& priorities) {
   }
 }
 
-std::uint64_t Sampler::update(const std::int64_t* indices, const double* priorities, std::uint64_t count) {
-  const std::lock_guard lock(mutex_);
+std::uint64_t Sampler::update(const std::int64_t* indices, const double* priorities, std::uint64_t count,
+                              const std::function<bool()>& given_up) {
+  const Turns::Turn turn(turns_, "update_priorities", given_up);
   if (!priorities_) throw std::logic_error("update_priorities: nothing was sampled by priority yet");
   std::uint64_t known = 0;
   for (std::uint64_t i = 0; i < count; ++i) {

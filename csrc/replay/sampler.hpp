@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -18,6 +17,7 @@
 #include "replay/batch_memory.hpp"
 #include "replay/counter_random.hpp"
 #include "replay/priorities.hpp"
+#include "replay/turns.hpp"
 
 namespace fastrl {
 
@@ -27,10 +27,6 @@ struct NothingToSample : std::logic_error {
 
 // The writers came round the whole window while a batch was drawn from it: draw again from where they are now.
 struct Overtaken : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-struct Cancelled : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
@@ -44,7 +40,7 @@ struct Ends {
   bool fixed;  // else a batch whose windows were overtaken is drawn from where the writers are then
 };
 
-// For any number of threads, which take turns.
+// For any number of threads, which take turns. Who waits for a turn asks `given_up` now and then, and throws Cancelled.
 class Sampler {
  public:
   Sampler(std::shared_ptr<const Ring> ring, std::uint64_t seed, std::optional<PriorityOptions> priorities);
@@ -59,7 +55,8 @@ class Sampler {
               const std::function<bool()>& given_up = {});
 
   // How many of these were still known, and changed.
-  std::uint64_t update(const std::int64_t* indices, const double* priorities, std::uint64_t count);
+  std::uint64_t update(const std::int64_t* indices, const double* priorities, std::uint64_t count,
+                       const std::function<bool()>& given_up = {});
 
   const Ring& ring() const noexcept { return *ring_; }
   std::uint64_t batches() const noexcept { return batch_; }
@@ -71,7 +68,8 @@ class Sampler {
     std::uint64_t n_step;  // of the transitions that the priorities are of
     Priorities::State priorities;
   };
-  std::optional<State> state() const;  // none before a batch was drawn by priority
+  // None before a batch was drawn by priority. Also for who is inside a draw: what it has drawn so far changed nothing.
+  std::optional<State> state(const std::function<bool()>& given_up = {}) const;
   void restore(const TransitionRules& rules, const Priorities::State& state);
 
  private:
@@ -83,7 +81,7 @@ class Sampler {
   std::shared_ptr<const Ring> ring_;
   std::uint64_t seed_;
   std::optional<PriorityOptions> options_;
-  mutable std::mutex mutex_;  // for what is drawn and what decides it
+  mutable Turns turns_;  // for what is drawn and what decides it
   std::optional<Priorities> priorities_;
   TransitionRules rules_{};  // that the priorities were made for
   bool settled_ = false;     // something was drawn by these rules

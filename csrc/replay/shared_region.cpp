@@ -156,6 +156,10 @@ SharedRegion::SharedRegion(int descriptor, std::size_t bytes, Access access)
 SharedRegion::~SharedRegion() { close(descriptor_); }
 
 std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
+  if (const long page = sysconf(_SC_PAGESIZE); page != static_cast<long>(kSmallPage)) {
+    throw std::runtime_error("replay: this machine has pages of " + std::to_string(page) +
+                             " bytes; the replay is made for 4,096, so use a kernel that has those");
+  }
   const int descriptor = memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (descriptor < 0) {
     const int error = errno;
@@ -165,10 +169,15 @@ std::shared_ptr<SharedRegion> SharedRegion::create(std::size_t bytes) {
   if (fchmod(descriptor, 0600) != 0) throw RegionTooLarge("replay: its memory cannot be made private");
   gather_huge_pages(descriptor, bytes);
   // Not ftruncate alone: that promises pages which are not there, and their first use would be a signal.
+  // In parts, since a signal may undo the part that it comes into.
+  constexpr std::size_t kPart = 64 << 20;
   int failed = 0;
-  do {
-    failed = fallocate(descriptor, 0, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
-  } while (failed == EINTR);
+  for (std::size_t at = 0; at < bytes && failed == 0; at += kPart) {
+    const std::size_t part = std::min(kPart, bytes - at);
+    do {
+      failed = fallocate(descriptor, 0, static_cast<off_t>(at), static_cast<off_t>(part)) == 0 ? 0 : errno;
+    } while (failed == EINTR);
+  }
   if (failed != 0) {
     throw RegionTooLarge("replay: " + std::to_string(bytes) + " bytes of shared memory could not be had (" +
                          reason(failed) + "); ask for a smaller capacity");
@@ -185,8 +194,12 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(const RegionAddress& address,
   const int descriptor = open(path.c_str(), mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (descriptor < 0) {
     const int error = errno;
+    if (error == EMFILE || error == ENFILE) {
+      throw std::runtime_error("attach: no file descriptor is left to open the replay with (" + reason(error) +
+                               "); close some, or raise their limit (ulimit -n)");
+    }
     throw RegionGone("attach: the replay of process " + std::to_string(address.pid) + " cannot be opened (" +
-                     reason(error) + "): has it ended, closed its replay, or does it belong to another user?");
+                     reason(error) + "): has it ended, let go of its replay, or does it belong to another user?");
   }
   const std::shared_ptr<SharedRegion> region(new SharedRegion(descriptor, address.bytes, access));
   struct stat status{};

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.engine import native
+from fastrl.engine.budget import available_memory_bytes
 from fastrl.engine.rules import whole_number
 
 _MOST_FORMS = 64  # sizes of batches that are remembered
+_LOOKED_AT_BYTES = 1 << 26  # with smaller ones it is not asked whether there is memory
 
 
 @dataclass(slots=True, eq=False)  # frozen would take two microseconds more to make
@@ -88,6 +90,12 @@ class BatchLender:
                     f"lane has its part"
                 )
             found = native.core.BatchForm(self._ring, batch, n_step, with_observations, *self._likes)
+            # The kernel promises more than there is, and ends whoever takes it at its word.
+            if found.bytes > _LOOKED_AT_BYTES and found.bytes > (available := available_memory_bytes()):
+                raise MemoryError(
+                    f"batch: {batch:,} transitions take {found.bytes:,} bytes, but only {available:,} are available; "
+                    f"ask for fewer"
+                )
             if len(self._forms) >= _MOST_FORMS:
                 self._forms.clear()
             self._forms[batch, n_step, with_observations] = found

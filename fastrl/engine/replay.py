@@ -40,6 +40,7 @@ from fastrl.engine.ring_sizes import (
     what_fits,
 )
 from fastrl.engine.rules import flag, share, whole_number
+from fastrl.engine.saved_replays import require_manifest
 
 if TYPE_CHECKING:
     from fastrl.engine.mirror import Mirror
@@ -549,7 +550,8 @@ class Replay:
             saved: a manifest, or a directory: then its newest save.
 
         Raises:
-            DamagedReplay: a file is missing or not what was saved; nothing was taken.
+            DamagedReplay: a file is missing or not what was saved; nothing was taken. (Of a file that is changed while
+                it is loaded a part may have been: make another replay then.)
             LaneBusy: a lane has a writer; nothing was taken.
             ValueError: it was saved from a replay of other arguments.
         """
@@ -561,6 +563,10 @@ class Replay:
             if not found:
                 raise FileNotFoundError(f"load: {path} has no saved replay")
             path = found[0]
+        elif not path.exists():
+            raise FileNotFoundError(
+                f"load: {path} is not there; give a directory that was saved to, or a manifest in it"
+            )
         try:
             self._load(path)
         except DamagedReplay as error:
@@ -579,18 +585,17 @@ class Replay:
         self._settle("load")
         if any(self.boundary()):
             raise RuntimeError("load: this replay has been written to; load into a new one")
+        weights = require_manifest(manifest, path)
         store = self._store(path.parent)
         lanes = store.verify(manifest)
         history = History.after(manifest)
-        priorities = manifest["priorities"]
-        if priorities is not None:
-            weights = np.frombuffer(zlib.decompress(base64.b64decode(priorities.pop("weights"))), np.uint64)
         with contextlib.closing(native.core.RingRestorer(self._ring)) as restorer:  # holds all lanes, or none
             store.restore(lanes, restorer)
         self._history = history
         self._sampler.batches = manifest["batches"]
-        if priorities is not None:
-            self._sampler.restore(gamma=0.0, padding=_PADDINGS[self.padding], weights=weights, **priorities)
+        if weights is not None:
+            of_these = {**manifest["priorities"], "weights": np.frombuffer(weights, np.uint64)}
+            self._sampler.restore(gamma=0.0, padding=_PADDINGS[self.padding], **of_these)
 
     def digest(self) -> str:
         """A hash of all that can still be drawn, and of what will be drawn next. Writers are to rest meanwhile."""
@@ -739,6 +744,8 @@ def _checked_shape(name: str, shape: Any, scalar: bool = False) -> tuple[int, ..
 
 def _checked_dtype(name: str, dtype: Any) -> np.dtype[Any]:
     try:
+        if dtype is None:
+            raise TypeError("numpy would take it for float64")
         found: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise TypeError(f"{name}: {dtype!r} is not a type of numbers ({error})") from None

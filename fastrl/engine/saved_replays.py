@@ -34,21 +34,33 @@ def check_saved_replay(manifest_path: Path) -> None:
         raise DamagedFile(f"{manifest_path}: is no plain file of at most {MOST_JSON_BYTES:,} bytes")
     try:
         manifest = read_manifest(manifest_path)
-        windows = [_whole_numbers(window, 2) for window in manifest["windows"]]
-        word_bytes = 8 * _whole_numbers([manifest["slot_words"]], 1)[0]
-        files = list(manifest["files"])
-        for file in files:
-            _check_described(file, len(windows))
-        _check_history(manifest, len(windows))
-        _whole_numbers([manifest["batches"]], 1)
-        _check_priorities(manifest["priorities"], manifest["shape"])
+        require_manifest(manifest, manifest_path)
     except DamagedReplay as error:
         raise DamagedFile(str(error)) from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DamagedFile(f"{manifest_path}: is not a manifest ({type(error).__name__}: {error})") from None
-    for file in files:
+    for file in manifest["files"]:
         slots = sum(run["end"] - run["first"] for run in file["runs"])
-        _check_file(manifest_path.parent / file["name"], file["bytes"], file["crc32"], slots * word_bytes)
+        slot_bytes = 8 * manifest["slot_words"]
+        _check_file(manifest_path.parent / file["name"], file["bytes"], file["crc32"], slots * slot_bytes)
+
+
+def require_manifest(manifest: dict[str, Any], path: Path) -> bytes | None:
+    """Everything in it is what a manifest may say. Returns its priorities, unpacked; None if it has none.
+
+    Raises:
+        DamagedReplay: something is not.
+    """
+    try:
+        windows = [_whole_numbers(window, 2) for window in manifest["windows"]]
+        lanes, _ = _whole_numbers([manifest["shape"]["lanes"], manifest["shape"]["slots"]], 2)
+        if len(windows) != lanes or any(first > end for first, end in windows):
+            raise ValueError(f"its windows are not those of {lanes} lanes")
+        _whole_numbers([manifest["slot_words"], manifest["batches"]], 2)
+        for file in manifest["files"]:
+            _check_described(file, lanes)
+        _check_history(manifest, lanes)
+        return _unpacked_priorities(manifest["priorities"], manifest["shape"], [end for _, end in windows])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise DamagedReplay(f"{path}: is not a manifest ({type(error).__name__}: {error})") from None
 
 
 def _whole_numbers(values: Any, count: int) -> list[int]:
@@ -79,29 +91,37 @@ def _check_history(manifest: dict[str, Any], lanes: int) -> None:
         _whole_numbers(until, lanes)
 
 
-def _check_priorities(priorities: dict[str, Any] | None, shape: dict[str, int]) -> None:
-    """That the packed priorities are no larger than the replay: a few bytes can unpack to any number."""
+def _unpacked_priorities(
+    priorities: dict[str, Any] | None, shape: dict[str, int], published: list[int]
+) -> bytes | None:
+    """Never more than the replay may have: a few bytes can unpack to any number."""
     if priorities is None:
-        return
-    lanes, slots = _whole_numbers([shape["lanes"], shape["slots"]], 2)
+        return None
+    lanes, slots = shape["lanes"], shape["slots"]
     if set(priorities) != _PRIORITIES:
         raise ValueError(f"its priorities are not {', '.join(sorted(_PRIORITIES))}")
     _whole_numbers([priorities["n_step"], priorities["largest"]], 2)
-    for name in ("first", "entered", "ends"):
-        _whole_numbers(priorities[name], lanes)
-    most = 8 * lanes * slots  # a whole number of 8 bytes for each step
-    unpacked = zlib.decompressobj()
-    rest, size = base64.b64decode(priorities["weights"]), 0
+    if priorities["n_step"] < 1:
+        raise ValueError("its priorities are of transitions of no step")
+    steps = 0
+    bounds = (_whole_numbers(priorities[name], lanes) for name in ("first", "entered", "ends"))
+    for first, entered, end, most_end in zip(*bounds, published, strict=True):
+        if not first <= entered <= end <= most_end or entered - first > slots:
+            raise ValueError(f"its priorities are of steps {first} to {end} of a lane that ends at {most_end}")
+        steps += entered - first
+    unpacked, found = zlib.decompressobj(), bytearray()
+    rest = base64.b64decode(priorities["weights"])
     try:
         while rest and not unpacked.eof:
-            size += len(unpacked.decompress(rest, _BLOCK_BYTES))
+            found += unpacked.decompress(rest, _BLOCK_BYTES)
             rest = unpacked.unconsumed_tail
-            if size > most:
-                raise ValueError("its priorities are more than the replay holds")
-        if not unpacked.eof or size % 8:
-            raise ValueError("its priorities are cut")
+            if len(found) > 8 * steps:
+                raise ValueError(f"its priorities are more than the {steps:,} steps that they are of")
+        if not unpacked.eof or len(found) < 8 * steps:
+            raise ValueError(f"its priorities are cut: fewer than the {steps:,} steps that they are of")
     except zlib.error as error:
         raise ValueError(f"its priorities cannot be unpacked ({error})") from None
+    return bytes(found)
 
 
 def _check_file(path: Path, size: int, crc32: int, slot_bytes: int) -> None:
