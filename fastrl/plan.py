@@ -20,7 +20,7 @@ from fastrl.runs.trial import TrialFailed, try_out
 
 FORMAT = 1
 _DOES_NOT_FIT = 3
-_MANY_CORES = 0.3  # for other programs: a plan's time is true to a quarter beside fewer
+_MANY_CORES = 0.3  # for other programs; of fewer nothing is said
 
 
 def lines_of(found: Plan) -> list[str]:

@@ -173,7 +173,8 @@ def test_in_reduced_precision_weights_are_followed_once_told() -> None:
     obs = seen_by("a3c", torch.Generator().manual_seed(0))
     before = way.forward(obs)
     network.values.mul_(0.5)
-    assert far_from(way.forward(obs), Traced(network, "bf16").forward(obs)) > 0.1
+    # The last layer is no copy: it is halved at once, and is all that is.
+    assert torch.equal(way.forward(obs), before * 0.5)
 
     way.weights_changed()
 

@@ -2,7 +2,7 @@
 
 Torch multiplies matrices of fp32 by MKL, which gives AMD's processors vectors of half their width; those of bf16, and
 all convolutions, by oneDNN, which does not. Where that is so, the larger products in fp32 are given to oneDNN as well:
-they take half of the time. Both are in every torch for x86.
+they take half of the time. Both come with torch's wheels for x86.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ _WIDE = 2048  # inputs of a layer
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What a linear layer says: of (rows, in) and (out, in), (rows, out)."""
-    if _gains(x, weight):
-        assert _one_dnn is not None
-        return _one_dnn(x, weight, bias)
+    if product := _faster(x, weight):
+        return product(x, weight, bias)
     return torch.addmm(bias, x, weight.t())
 
 
 def slope_of_given(slope: Tensor, weight: Tensor) -> Tensor:
     """Of what a linear layer was given, (rows, in), by that of what it said."""
-    if _gains(slope, weight):
-        assert _one_dnn is not None
-        return _one_dnn(slope, weight.t(), None)
+    if product := _faster(slope, weight):
+        return product(slope, weight.t(), None)
     if weight.shape[1] >= _WIDE and weight.dtype is torch.float32:
         return weight.t().mm(slope.t()).t()  # as columns: for a layer this wide it takes two thirds of the time
     return slope.mm(weight)
@@ -39,23 +37,19 @@ def slope_of_given(slope: Tensor, weight: Tensor) -> Tensor:
 
 def write_slope_of_weight(slope: Tensor, given: Tensor, out: Tensor) -> None:
     """Of a linear layer's weights into ``out``, (out, in), by that of what it said."""
-    if _gains(slope, out):
-        assert _one_dnn is not None
-        out.copy_(_one_dnn(slope.t(), given.t(), None))
+    if product := _faster(slope, out):
+        out.copy_(product(slope.t(), given.t(), None))
     else:
         torch.mm(slope.t(), given, out=out)
 
 
-def _gains(rows: Tensor, weight: Tensor) -> bool:
-    return (
-        _one_dnn is not None
-        and rows.dtype is torch.float32
-        and rows.device.type == "cpu"
-        and len(rows) * weight.numel() >= _LEAST_MULTIPLICATIONS
-    )
-
-
 _Product = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def _faster(rows: Tensor, weight: Tensor) -> _Product | None:
+    """OneDNN's, where it wins; None: torch's own."""
+    large = len(rows) * weight.numel() >= _LEAST_MULTIPLICATIONS
+    return _one_dnn if large and rows.dtype is torch.float32 and rows.device.type == "cpu" else None
 
 
 def find_one_dnn() -> _Product | None:
