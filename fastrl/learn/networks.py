@@ -86,8 +86,9 @@ def _means(rows: Tensor) -> Tensor:
 def in_full(layer: nn.Module, features: Tensor) -> Tensor:
     """What a last layer says, in fp32 whatever autocast does before it.
 
-    bf16 has three digits: of two actions whose values differ by less than a hundredth, as they did in half of the states
-    of a run that had learned Pong, it would not say which is the better one. The layer is small; it takes no time.
+    bf16 has three digits: of two actions whose values differ by less than a hundredth, as they did in half of the
+    states of a run that had learned Pong, it would not say which is the better one. The layer is small; it takes no
+    time.
     """
     with torch.autocast(features.device.type, enabled=False):
         said: Tensor = layer(features.float() if features.dtype is torch.bfloat16 else features)
