@@ -643,13 +643,6 @@ void run_for(double seconds, const std::atomic<bool>& stop, const std::function<
   }
 }
 
-// Under a sanitizer a round has stalled (ROADMAP.md): prefetching is tried there by hand only.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool kPrefetches = false;
-#else
-constexpr bool kPrefetches = true;
-#endif
-
 Tally torture_round(Random random, double seconds, bool processes) {
   constexpr std::array<std::uint64_t, 4> kObsBytes{7056, 7056, 21168, 1003};
   constexpr std::array<std::uint64_t, 3> kActionBytes{1, 8, 13};
@@ -674,8 +667,8 @@ Tally torture_round(Random random, double seconds, bool processes) {
   std::array<Tally, 3> tallies;
   for (Tally& tally : tallies) {
     works.emplace_back([&, own = Random(random())] {
-      tally = kPrefetches && &tally == &tallies.back() ? prefetch_until(ring, script, own, stopped)
-                                                       : sample_until(ring, script, own, stopped);
+      tally = &tally == &tallies.back() ? prefetch_until(ring, script, own, stopped)
+                                        : sample_until(ring, script, own, stopped);
     });
   }
   run_for(seconds, stop, [&stop] { stop = true; }, works);
@@ -686,7 +679,7 @@ Tally torture_round(Random random, double seconds, bool processes) {
     all.rejects += one.rejects;
     all.batches += one.batches;
   }
-  if (kPrefetches) all.prefetched = tallies.back().batches;
+  all.prefetched = tallies.back().batches;
   return all;
 }
 
@@ -710,7 +703,7 @@ void torture(double seconds, std::uint64_t seed) {
       throw Failed("seed " + std::to_string(seed) + ", round " + std::to_string(round) + ": " + error.what());
     }
   }
-  require(all.stacks > 0 && all.batches > all.prefetched && (all.prefetched > 0) == kPrefetches, "nothing was read");
+  require(all.stacks > 0 && all.batches > all.prefetched && all.prefetched > 0, "nothing was read");
   require(all.rejects > 0, "never raced: nothing was overwritten while it was read");
   std::printf(
       "0 torn in %llu stacks (<3/M = %.1e), %llu overwritten rejects, %llu batches (%llu prefetched), %llu rounds, "

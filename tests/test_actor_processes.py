@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -89,6 +90,39 @@ def test_a_killed_process_is_replaced_and_its_lanes_go_on(actors: ActorProcesses
     # 31 slots without a death; a death loses at most the step under way and begins an episode.
     assert all(30 <= end <= 32 for end in actors.replay.boundary())
     actors.replay.sample(64, 1, 0.99)
+
+
+def test_a_stopped_process_is_named_and_then_replaced(
+    actors: ActorProcesses, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died = ActorProcesses._died
+
+    def died_and_its_successor_has_longer(self: ActorProcesses, index: int) -> None:
+        died(self, index)
+        monkeypatch.setattr("fastrl.runs.actor_processes._ENDED_AFTER_S", 60.0)
+
+    monkeypatch.setattr(ActorProcesses, "_died", died_and_its_successor_has_longer)
+    actors.start()
+    actors.send(np.zeros(3, np.int64))
+    actors.receive()
+    monkeypatch.setattr("fastrl.runs.actor_processes._TOLD_AFTER_S", 0.3)
+    monkeypatch.setattr("fastrl.runs.actor_processes._ENDED_AFTER_S", 1.0)
+    victim = actors.pids[1]
+    os.kill(victim, signal.SIGSTOP)
+    actors.send(np.zeros(3, np.int64))
+    actors.receive()
+
+    said = capsys.readouterr().out
+    told = (
+        rf"worker 1 is silent: lane 1: its writer, process {victim}, which is stopped .*, published the newest step, 1,"
+    )
+    assert re.search(told, said), said
+    assert "worker 1 was silent for 1 s, and is ended" in said
+    assert gone(victim, 5)
+    assert actors.deaths == 1
+    actors.send(np.zeros(3, np.int64))
+    actors.receive()
+    assert [end >= 3 for end in actors.replay.boundary()] == [True] * 3
 
 
 def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,22 @@ class Timed:
         self(prefetcher.close)
 
 
+def names_the_stalled(made: fastrl.Replay, pid: int, stopped: bool) -> None:
+    """A stall says which lane, which process, and for how long."""
+    before = made.stats()
+    assert before["writer_pids"] == [pid, os.getpid()]
+    assert before["lanes_written"] == [stopped, False]
+    time.sleep(0.05)
+    silent_s = made.stats()["silent_s"][0]
+    assert before["silent_s"][0] + 0.03 <= silent_s < LONGEST_S * 8
+    newest = made.stats()["steps_published"][0] - 1
+    state = "its writer, process {}, which is stopped" if stopped else "it has no writer now; the last one, process {},"
+    said = made.stalls(0)[0]
+    assert said.startswith(state.format(pid)), said
+    assert f"published the newest step, {newest}, " in said
+    assert made.stalls(3600) == {}
+
+
 def test_r10_stopped_and_killed_writers_hold_nobody_up(tmp_path: Path) -> None:
     timed = Timed()
     # An observation of a megabyte: most stops are in the middle of a slot.
@@ -259,11 +275,13 @@ def test_r10_stopped_and_killed_writers_hold_nobody_up(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL if kill else signal.SIGSTOP)
             if kill:
                 process.join(10)
+            names_the_stalled(made, process.pid, stopped=not kill)
             timed.use_all(made, tmp_path, written_lane=0)
     with made.writer(0) as writer:
         writer.start(np.zeros((1024, 1024), np.uint8))
     print(
-        f"R10: {timed.states} states of a writer, {timed.calls} calls: 0 hangs, longest {timed.longest_s * 1e3:.0f} ms"
+        f"R10: {timed.states} states of a writer, each named with lane, process and age, {timed.calls} calls: 0 hangs, "
+        f"longest {timed.longest_s * 1e3:.0f} ms"
     )
 
 

@@ -11,6 +11,7 @@
 #include "bindings/common.hpp"
 #include "replay/ring_sink.hpp"
 #include "replay/sampler.hpp"
+#include "replay/stalls.hpp"
 
 namespace fastrl {
 namespace {
@@ -328,12 +329,14 @@ void register_ring(py::module_& m) {
              return ends;
            })
       .def(
-          "has_writer",
+          "lane_status",
           [](const Ring& self, std::uint64_t lane) {
-            require_lane(self, lane, "has_writer");
-            return self.has_writer(lane);
+            require_lane(self, lane, "lane_status");
+            const LaneStatus status = lane_status(self, lane);
+            return py::make_tuple(status.written, status.writer_pid, status.silent_s);
           },
           "lane"_a)
+      .def("stalls", &stalls, "after_s"_a)
       .def_property_readonly("slot_words", &Ring::slot_words)
       .def(
           "copy_slots",
@@ -384,7 +387,10 @@ void register_ring(py::module_& m) {
             const Unlocked released;
             for (std::uint64_t lane = 0; lane < shape.lanes; ++lane) {
               std::uint64_t end = self.published(lane);
-              if (end == 0) throw NothingToSample("stacks: lane " + std::to_string(lane) + " has no observation yet");
+              if (end == 0) {
+                throw NothingToSample("stacks: lane " + std::to_string(lane) + " has no observation yet" +
+                                      stalls_in_message(self));
+              }
               for (int tries = 1; !reader.take_stack(lane, end - 1, to + lane * stack_bytes); ++tries) {
                 // Its writer came round meanwhile; or there is none, and what is there was never whole.
                 if (tries == kMostTries) {

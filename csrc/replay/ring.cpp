@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <limits>
 
 #include "replay/payload.hpp"
+#include "replay/stalls.hpp"
 
 namespace fastrl {
 
@@ -36,6 +38,12 @@ LaneView<Word> view_of(const RingShape& shape, Byte* base) {
 }
 
 }  // namespace
+
+std::uint64_t now_ns() noexcept {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
 
 std::uint64_t RingShape::payload_words() const noexcept {
   return round_up(obs_bytes, obs_bytes >= kLargePayload ? kLine : lane::kWord) / lane::kWord;
@@ -117,9 +125,11 @@ namespace {
 RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
   std::optional<RegionLock> lock = RegionLock::try_take(ring.region(), lane, 1);
   if (!lock) {
+    const LaneStatus status = lane_status(ring, lane);
     throw LaneBusy("writer: lane " + std::to_string(lane) + " has a writer (process " +
-                   std::to_string(lane::load_word(ring.lane(lane).cursor->writer_pid)) +
-                   "); each lane has one at a time, and is free when that one is closed or its process has ended");
+                   std::to_string(status.writer_pid.value_or(0)) + ", silent for " +
+                   in_seconds(status.silent_s.value_or(0)) +
+                   " s); each lane has one at a time, and is free when that one is closed or its process has ended");
   }
   return std::move(*lock);
 }
@@ -134,6 +144,7 @@ LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t la
       no_action_(ring->shape().action_bytes) {
   next_ = lane::published(*view_.cursor);
   lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
+  lane::store_word(view_.cursor->heard_ns, now_ns());
   if (next_ > 0) {
     adopt(lane::load_meta(view_.meta(next_ - 1)), continue_episode || lane::kMutant == lane::kTakeoverContinuesEpisode);
   }
@@ -202,6 +213,7 @@ void LaneWriter::commit(bool first, const void* action, float reward, bool termi
   // No action led to the first observation. What the slot's last step had is taken out, so that a replay that went on
   // from a save, and never had it, has the same bytes.
   lane::store_payload(view_.action(next_), first ? no_action_.data() : action, ring_->shape().action_bytes);
+  lane::store_word(view_.cursor->heard_ns, now_ns());
   lane::publish(*view_.cursor, next_);
   ++next_;
   open_ = !(terminated || truncated);

@@ -25,6 +25,10 @@ struct LaneBusy : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The system's clock that never goes back, the same in all processes. In steps of a few milliseconds: reading it costs
+// a few nanoseconds then.
+std::uint64_t now_ns() noexcept;
+
 struct RingShape {
   std::uint64_t lanes;
   std::uint64_t slots;  // of each lane

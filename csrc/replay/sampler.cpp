@@ -4,6 +4,8 @@
 #include <cmath>
 #include <string>
 
+#include "replay/stalls.hpp"
+
 namespace fastrl {
 
 namespace {
@@ -12,7 +14,9 @@ constexpr int kLookAfter = 1000;      // draws without a transition, until it is
 constexpr int kMostLost = 20'000;     // draws of one row that were overwritten, until that is a fault of the moment
 constexpr int kOvertakenTries = 100;  // batches whose windows were overtaken, until that is a fault
 
-[[noreturn]] void nothing(const std::string& why) { throw NothingToSample("sample: " + why); }
+[[noreturn]] void nothing(const Ring& ring, const std::string& why) {
+  throw NothingToSample("sample: " + why + stalls_in_message(ring));
+}
 
 [[noreturn]] void overtaken() {
   throw Overtaken(
@@ -163,10 +167,10 @@ void Sampler::require_any(const Task& task) const {
   if (all == 0) {
     bool written = false;
     for (std::uint64_t lane = 0; lane < task.ends.size(); ++lane) written = written || ring_->published(lane) > 0;
-    nothing(written ? "nothing was written up to the boundary; take a later one"
-                    : "the replay is empty; write transitions first");
+    nothing(*ring_, written ? "nothing was written up to the boundary; take a later one"
+                            : "the replay is empty; write transitions first");
   }
-  nothing("none of the " + std::to_string(all) + " observations begins a whole transition yet");
+  nothing(*ring_, "none of the " + std::to_string(all) + " observations begins a whole transition yet");
 }
 
 Priorities& Sampler::priorities_for(const TransitionRules& rules) {

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Looks at steps that a writer overwrites meanwhile, until that is a fault.
 _MOST_TRIES = 100
+# Of what Replay.stats() counts, what does not belong to the process that draws.
+_STATS = ("steps_published", "lanes_written", "writer_pids", "silent_s", "region_bytes")
 
 
 @dataclass(slots=True, eq=False)
@@ -80,9 +82,13 @@ class Observer:
         )
 
     def stats(self) -> dict[str, Any]:
-        """``steps_published`` and ``lanes_written`` (whether it has a writer now) of each lane; ``region_bytes``."""
+        """Of each lane what :meth:`fastrl.Replay.stats` says of it; ``region_bytes``."""
         found = self._replay("stats").stats()
-        return {name: found[name] for name in ("steps_published", "lanes_written", "region_bytes")}
+        return {name: found[name] for name in _STATS}
+
+    def stalls(self, after_s: float = 2.0) -> dict[int, str]:
+        """See :meth:`fastrl.Replay.stalls`."""
+        return self._replay("stalls").stalls(after_s)
 
     def close(self) -> None:
         """Let go of the memory."""

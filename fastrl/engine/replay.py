@@ -271,18 +271,41 @@ class Replay:
     def stats(self) -> dict[str, Any]:
         """Counts since the beginning.
 
-        ``steps_published`` per lane; ``race_rejects``: rows drawn again because a writer came round meanwhile;
-        ``stale_updates``: priorities of transitions that were gone.
+        Per lane ``steps_published``, ``lanes_written`` (whether it has a writer now), ``writer_pids`` (of the last
+        writer) and ``silent_s`` (seconds since its newest step, or since its writer took it); both None where there
+        never was one. ``race_rejects``: rows drawn again because a writer came round meanwhile; ``stale_updates``:
+        priorities of transitions that were gone.
         """
         self._require_here("stats")
+        lanes = [self._ring.lane_status(lane) for lane in range(self.lanes)]
         return {
             "steps_published": self._ring.published(),
-            "lanes_written": [self._ring.has_writer(lane) for lane in range(self.lanes)],
+            "lanes_written": [written for written, _, _ in lanes],
+            "writer_pids": [pid for _, pid, _ in lanes],
+            "silent_s": [silent_s for _, _, silent_s in lanes],
             "batches": self._sampler.batches,
             "race_rejects": self._sampler.race_rejects,
             "stale_updates": self._sampler.stale_updates,
             "region_bytes": self.region_bytes,
         }
+
+    def stalls(self, after_s: float = 2.0) -> dict[int, str]:
+        """By lane, where the writer has been silent for so long, a sentence: which process, its newest step, its age.
+
+        Nothing here waits for a writer, so a stalled one holds nobody up; but somebody may want to know.
+
+        Args:
+            after_s: seconds without a step.
+
+        >>> import fastrl
+        >>> replay = fastrl.Replay(100, lanes=2, obs_shape=(3,), obs_dtype="float32", stack=1)
+        >>> replay.stalls()  # nobody has written yet
+        {}
+        """
+        self._require_here("stalls")
+        if isinstance(after_s, bool) or not (isinstance(after_s, (int, float)) and 0 <= after_s < math.inf):
+            raise ValueError(f"stalls: after_s {after_s!r} is not a number of seconds from 0 on")
+        return dict(self._ring.stalls(after_s))
 
     # ---- writing
 

@@ -1,15 +1,17 @@
 """Games in other processes, which write into lanes of the learner's replay. The network stays with the learner.
 
 The learner puts actions into shared memory and says so; each process steps its games, whose frames its emulating
-threads write straight into the ring, and tells which games ended. One that is killed is replaced: its lanes are taken
-over, and the episodes that were under way in them stay without an end. At most the step that was under way is lost for
-each of its games; it counts as taken. What runs here is not deterministic, since a death is not.
+threads write straight into the ring, and tells which games ended. One that is killed, or stopped for two minutes, is
+replaced: its lanes are taken over, and the episodes that were under way in them stay without an end. At most the step
+that was under way is lost for each of its games; it counts as taken. What runs here is not deterministic, since a death
+is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -25,6 +27,8 @@ from fastrl.runs import seeds
 from fastrl.runs.workers import Board, Line, WorkerGroup
 
 _LISTEN_S = 0.2
+# Of a process that neither takes its step nor dies: until the user is told, and until another takes its place.
+_TOLD_AFTER_S, _ENDED_AFTER_S = 20.0, 120.0
 
 
 class ActorProcesses:
@@ -103,6 +107,7 @@ class ActorProcesses:
         ]
         self._board = Board(processes, 0)
         self._waiting_for = set(range(processes))  # to be ready, or to have taken the step
+        self._silent_s: dict[int, float] = {}  # of those, how long we listened in vain
         self._games: list[Game] = []
         self._note = note
         self._group: WorkerGroup | None = None
@@ -144,8 +149,25 @@ class ActorProcesses:
 
     def _wait(self) -> None:
         assert self._group is not None
+        self._silent_s = dict.fromkeys(self._waiting_for, 0.0)
         while self._waiting_for:
+            began_s = time.monotonic()
             self._group.poll(_LISTEN_S)
+            # No more than it listened: while this process was stopped itself, nobody was silent to it.
+            listened_s = min(time.monotonic() - began_s, 2 * _LISTEN_S)
+            for index in self._waiting_for:
+                before_s = self._silent_s[index]
+                now_s = self._silent_s[index] = before_s + listened_s
+                if before_s < _TOLD_AFTER_S <= now_s:
+                    self._note(f"worker {index} is silent: {self._stall(index)}")
+                if before_s < _ENDED_AFTER_S <= now_s:
+                    self._note(f"worker {index} was silent for {_ENDED_AFTER_S:g} s, and is ended")
+                    self._group.give_up(index)
+
+    def _stall(self, index: int) -> str:
+        """What the replay says of the first of its lanes."""
+        first = int(self._orders[index]["first"])
+        return f"lane {first}: {self.replay.stalls(0.0).get(first, 'it has not begun to write')}"
 
     def _heard(self, index: int, message: dict[str, Any]) -> None:
         # A new life tells that it is ready; the step that its predecessor was told is not asked of it.
@@ -154,6 +176,7 @@ class ActorProcesses:
 
     def _died(self, index: int) -> None:
         self._waiting_for.add(index)  # until its successor is ready
+        self._silent_s[index] = 0.0
 
     def save_state(self) -> list[bytes] | None:
         """None: a run that is resumed begins new episodes."""

@@ -201,9 +201,13 @@ class WorkerGroup:
             self._workers[index].line.send(message)
         except TimeoutError:
             self._note(f"worker {index} did not listen within {_SEND_WITHIN_S:g} s")
-            self._workers[index].process.kill()
+            self.give_up(index)
         except OSError:
             pass
+
+    def give_up(self, index: int) -> None:
+        """End one worker; the next poll replaces it."""
+        self._workers[index].process.kill()
 
     def poll(self, timeout_s: float) -> None:
         """Hear what workers say within the time, and replace the dead.
