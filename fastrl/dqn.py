@@ -67,6 +67,7 @@ class Config(RunOptions):
     """Every hyper-parameter. The defaults are those of preset `nature`."""
 
     preset: str = "nature"  # where the values come from that are not given
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks' products; auto: bf16 where a CPU gains by it
     protocol: str = "nature"  # the rules of an Atari game, see `fastrl protocols`
     reward: AtariReward | None = None  # of an Atari game; sign and clipped agree; default: the protocol's
     steps: int = 50_000_000  # of all games together; 50M steps are 200M frames (the paper's text)

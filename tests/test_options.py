@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastrl import a3c, async_q, ddpg, dqn
 from fastrl.__main__ import commands, named_command
@@ -85,12 +86,14 @@ def test_the_precision_is_what_the_processor_gains_by(
     cpuinfo.write_text(text)
     monkeypatch.setattr(options, "multiplies_bf16", lambda: processor.multiplies_bf16(cpuinfo))
     automatic = {"device": "cpu", "precision": "auto"}
-    for gains in (dqn.Config(), a3c.Config(), async_q.Config()):
-        assert options.resolved(gains).precision == "fp32"  # nobody asked for another
+    for gains, unasked in ((dqn.Config(device="cpu"), expected), (a3c.Config(), "fp32"), (async_q.Config(), "fp32")):
+        assert options.resolved(gains).precision == unasked
         assert options.resolved(dataclasses.replace(gains, **automatic)).precision == expected
         assert options.resolved(dataclasses.replace(gains, device="cpu", precision="bf16")).precision == "bf16"
     for other in (dqn.Config(network="mlp", env="CartPole-v1"), dqn.Config(network="own:network")):
         assert options.resolved(dataclasses.replace(other, **automatic)).precision == "fp32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert options.resolved(dqn.Config(device="cuda")).precision == "fp32"  # where bf16 was never tried
 
 
 def test_without_a_description_of_the_processor_nothing_is_assumed(tmp_path: Path) -> None:

@@ -349,3 +349,18 @@ def test_workers_of_other_processes_are_counted(tmp_path: Path) -> None:
     assert found.warm_up_steps_per_s is None
     assert not (tmp_path / "runs").exists()
     assert "its other processes" in parts(planning.plan(wanted, found, AVAILABLE, FREE).memory)
+
+
+def test_what_was_freed_is_given_back() -> None:
+    before = process_memory.memory_bytes(os.getpid())
+    blocks = [bytes(100_000) for _ in range(600)]
+    kept = blocks[::60]  # so that the C library finds no whole end of its memory to give back by itself
+    kept.append(bytes(100_000))
+    del blocks
+    freed = process_memory.memory_bytes(os.getpid())
+    process_memory.give_back_memory()
+    given_back = process_memory.memory_bytes(os.getpid())
+
+    assert freed - before > 40_000_000  # else there is nothing to see here
+    assert given_back - before < 15_000_000
+    assert len(kept) == 11

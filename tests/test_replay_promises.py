@@ -75,7 +75,7 @@ SCENARIOS = {
     """,
     "the machine has less available": """
         replay.available_memory_bytes = lambda: 1_000_000_000
-        refused("at most 140,128 fit", lambda: fastrl.Replay(1_000_000))
+        refused("at most 130,064 fit", lambda: fastrl.Replay(1_000_000))
         refused("leaves 4 GB to the rest", lambda: fastrl.Replay("auto"))
     """,
     "a control group allows less": """
@@ -144,6 +144,62 @@ def test_r6_too_little_memory_is_an_exception(tmp_path: Path) -> None:
         assert result.returncode == 0, f"{name}: status {result.returncode}\n{result.stderr}"
         refusals += int(result.stdout)
     print(f"R6: {len(SCENARIOS)} scenarios: {refusals} exceptions, 0 signals")
+
+
+def own_group_and_limit() -> Iterator[tuple[Path, str]]:
+    """Where a control group with a limit on memory could be made: its directory, the name of its limit."""
+    for group in budget._control_groups("memory", budget.CGROUP_ROOT, budget.MEMBERSHIP):
+        yield group / f"fastrl-test-{os.getpid()}", "memory.limit_in_bytes"  # version 1
+        yield group.parent / f"fastrl-test-{os.getpid()}", "memory.max"  # version 2: none below one with processes
+
+
+@pytest.fixture
+def control_group() -> Iterator[Path]:
+    """A real one, which allows 400 MB."""
+    for directory, limit in own_group_and_limit():
+        try:
+            directory.mkdir()
+        except OSError:
+            continue
+        try:
+            if (directory / limit).exists():
+                (directory / limit).write_text("400000000")
+                yield directory
+                return
+        except OSError:
+            pass
+        finally:
+            directory.rmdir()
+    pytest.skip("nobody may make a control group with a limit on memory here (root, and a writable /sys/fs/cgroup)")
+
+
+IN_A_GROUP = """
+        with open(os.path.join(directory, "cgroup.procs"), "w") as file:
+            file.write(str(os.getpid()))
+        assert budget.available_memory_bytes() < 400_000_000
+        try:
+            fastrl.Replay(1_000_000)
+        except MemoryError as error:
+            most = int(str(error).split("at most ")[1].split(" ")[0].replace(",", ""))
+        made = fastrl.Replay(most)
+        for lane in range(made.lanes):  # all of it is touched: what was not really there would end this process now
+            with made.writer(lane) as writer:
+                writer.start(np.full((84, 84), lane, np.uint8))
+                for step in range(most // made.lanes):
+                    writer.append(0, 0.0, np.full((84, 84), step % 256, np.uint8), False, False)
+        made.sample(32)
+        refused("not even the least", lambda: fastrl.Replay(most))
+        print(most)
+"""
+
+
+def test_r6_under_a_real_control_group(control_group: Path) -> None:
+    script = PREAMBLE + "\n".join(line[8:] for line in IN_A_GROUP.splitlines())
+    result = subprocess.run([sys.executable, "-c", script, str(control_group)], capture_output=True, text=True, cwd="/")
+    assert result.returncode == 0, f"status {result.returncode}\n{result.stderr}"
+    most = int(result.stdout)
+    assert 20_000 < most < 55_000  # 7 kB each, beside what Python takes
+    print(f"R6: in a control group of 400 MB a ring of {most:,}, as many as it said, was filled: 0 signals")
 
 
 def test_r6_this_machine_tells_how_much_memory_is_left() -> None:

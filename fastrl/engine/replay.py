@@ -36,6 +36,7 @@ from fastrl.engine.ring_sizes import (
     guard_steps,
     least_slots,
     ring_bytes,
+    room_bytes,
     slots_asked_for,
     what_fits,
 )
@@ -231,7 +232,7 @@ class Replay:
                 needed / 1e9,
                 available / 1e9,
             )
-        elif needed > available:
+        elif needed > room_bytes(available):
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
                 f"available; {what_fits(shape, self._least_slots(), available)}"

@@ -11,6 +11,9 @@ from fastrl.engine.rules import whole_number
 DEFAULT_CAPACITY = 1_000_000
 # What capacity="auto" leaves to the rest of the machine.
 LEFT_FREE_BYTES = 4_000_000_000
+# What a capacity that is given leaves, so that whoever makes a ring is not ended by the kernel at its next allocation:
+# page tables (8 bytes for each 4,096, of every mapping of every process), and what Python and batches take.
+LEFT_TO_ITS_USERS_BYTES, LEFT_TO_ITS_USERS_SHARE = 64_000_000, 1 / 128
 MOST_CAPACITY = 2**40
 # Steps that a lane must hold besides a stack and the steps of a return: below, its writer would come round too soon.
 LEAST_SPARE_STEPS = 64
@@ -43,14 +46,23 @@ def most_slots(
     return least
 
 
+def room_bytes(available_bytes: int) -> int:
+    """Of what is available, how much a ring may take."""
+    return max(0, available_bytes - LEFT_TO_ITS_USERS_BYTES - int(available_bytes * LEFT_TO_ITS_USERS_SHARE))
+
+
 def what_fits(shape: dict[str, int], least: int, available_bytes: int) -> str:
     """What to do where something does not: a capacity to give, or why there is none."""
-    slots = most_slots(shape, available_bytes)
+    slots = most_slots(shape, room_bytes(available_bytes))
     lanes = shape["lanes"]
     if slots >= least:
         return f"at most {slots * lanes:,} fit"
     needed = ring_bytes(shape, least)
-    return f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB; use fewer lanes"
+    left = available_bytes - room_bytes(available_bytes)
+    return (
+        f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB, and {left / 1e9:.2g} GB are "
+        f"left to Python and page tables; use fewer lanes, or free memory"
+    )
 
 
 def auto_slots(shape: dict[str, int], available_bytes: int) -> int:

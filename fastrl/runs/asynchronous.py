@@ -280,8 +280,9 @@ class _RemoteGames:
     states: list[bytes] = dataclasses.field(default_factory=list)  # of the games of all workers, when they paused
 
     def save_state(self) -> list[bytes] | None:
-        """As they were when the workers told."""
-        return self.states if self.saved else None
+        """As they were when the workers told; handed over, since they are some megabytes."""
+        states, self.states = self.states, []
+        return states if self.saved else None
 
     def state_digest(self) -> list[str] | None:
         """Digests are among the workers' states."""
@@ -579,6 +580,7 @@ class _Run:
                         paused = group.pause(_PAUSE_WITHIN_S, session.stop_wished, _LAST_PAUSE_WITHIN_S)
                         steps = count()
                         session.checkpoint(self.tensors(), self.state(paused))
+                        del paused  # some megabytes
                         group.go_on()
             paused = group.pause(_PAUSE_WITHIN_S, session.stop_wished, _LAST_PAUSE_WITHIN_S)
             self._after(session, steps + count(), deaths, weights)

@@ -26,7 +26,7 @@ from fastrl.runs.core_waits import CoreWaits
 from fastrl.runs.game_statistics import GameStatistics
 from fastrl.runs.metrics import MetricsLog
 from fastrl.runs.options import changed_settings
-from fastrl.runs.process_memory import memory_bytes
+from fastrl.runs.process_memory import give_back_memory, memory_bytes
 from fastrl.runs.run_dir import NotARun, RunDir, as_json, machine, versions
 from fastrl.runs.stages import StageClock
 from fastrl.runs.stop import StopSignals
@@ -396,6 +396,11 @@ class Session:
         self._saved_s = time.perf_counter()
         if self._saved_counts == (self.steps, self.updates):
             return True
+        saved = self._save(tensors, state)
+        give_back_memory()
+        return saved
+
+    def _save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> bool:
         _require_finite(tensors, self.updates)
         self.metrics.sync()
         everything = dict(tensors)

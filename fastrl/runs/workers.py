@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.engine.shared_memory import SharedMemory, SharedMemoryHandle
+from fastrl.runs.process_memory import give_back_memory
 
 RUN, PAUSE = 0, 1
 _SEND_WITHIN_S = 60.0  # a worker reads its order once Python has started, which takes long on a busy machine
@@ -302,6 +303,7 @@ class WorkerGroup:
         """End a pause."""
         self._board.wish = RUN
         for worker in self._workers:
+            worker.state = None  # some megabytes
             self.tell(worker.index, {"go_on": True})
 
     def stop(self) -> None:
@@ -333,6 +335,7 @@ class Boundary:
         if self._board.wish == RUN:
             return True
         self._line.send({"paused": state()})
+        give_back_memory()
         while True:
             try:
                 for message in self._line.received(1.0):
