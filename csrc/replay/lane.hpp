@@ -63,7 +63,7 @@ struct alignas(64) Cursor {
   std::uint64_t reserve;     // one more than the newest step that may be being written
   std::uint64_t head;        // one more than the newest published step
   std::uint64_t writer_pid;  // of the last writer, for messages only
-  std::uint64_t heard_ns;    // when it published last, or took the lane; by now_ns(), for messages only
+  std::uint64_t heard_ns;    // when it published last, or took the lane; by coarse_now_ns(), for messages only
 };
 
 inline std::atomic_ref<std::uint64_t> shared(const std::uint64_t& word) noexcept {

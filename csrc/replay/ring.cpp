@@ -39,7 +39,7 @@ LaneView<Word> view_of(const RingShape& shape, Byte* base) {
 
 }  // namespace
 
-std::uint64_t now_ns() noexcept {
+std::uint64_t coarse_now_ns() noexcept {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
@@ -144,7 +144,7 @@ LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t la
       no_action_(ring->shape().action_bytes) {
   next_ = lane::published(*view_.cursor);
   lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
-  lane::store_word(view_.cursor->heard_ns, now_ns());
+  lane::store_word(view_.cursor->heard_ns, coarse_now_ns());
   if (next_ > 0) {
     adopt(lane::load_meta(view_.meta(next_ - 1)), continue_episode || lane::kMutant == lane::kTakeoverContinuesEpisode);
   }
@@ -213,7 +213,7 @@ void LaneWriter::commit(bool first, const void* action, float reward, bool termi
   // No action led to the first observation. What the slot's last step had is taken out, so that a replay that went on
   // from a save, and never had it, has the same bytes.
   lane::store_payload(view_.action(next_), first ? no_action_.data() : action, ring_->shape().action_bytes);
-  lane::store_word(view_.cursor->heard_ns, now_ns());
+  lane::store_word(view_.cursor->heard_ns, coarse_now_ns());
   lane::publish(*view_.cursor, next_);
   ++next_;
   open_ = !(terminated || truncated);

@@ -27,7 +27,7 @@ struct LaneBusy : std::runtime_error {
 
 // The system's clock that never goes back, the same in all processes. In steps of a few milliseconds: reading it costs
 // a few nanoseconds then.
-std::uint64_t now_ns() noexcept;
+std::uint64_t coarse_now_ns() noexcept;
 
 struct RingShape {
   std::uint64_t lanes;

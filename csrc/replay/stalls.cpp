@@ -51,7 +51,7 @@ LaneStatus lane_status(const Ring& ring, std::uint64_t lane) {
   if (heard != 0) {
     status.writer_pid = lane::load_word(cursor.writer_pid);
     // Between this load and the clock a writer can publish: never less than no time.
-    status.silent_s = std::max(0.0, static_cast<double>(static_cast<std::int64_t>(now_ns() - heard)) * 1e-9);
+    status.silent_s = std::max(0.0, static_cast<double>(static_cast<std::int64_t>(coarse_now_ns() - heard)) * 1e-9);
   }
   return status;
 }
