@@ -96,6 +96,14 @@ def test_the_precision_is_what_the_processor_gains_by(
     assert options.resolved(dqn.Config(device="cuda")).precision == "fp32"  # where bf16 was never tried
 
 
+def test_what_the_machine_decided_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "multiplies_bf16", lambda: True)
+    said = options.told(options.resolved(dqn.Config(device="cpu")))
+    assert said.startswith("learns on the CPU, products in bf16; equal seeds give equal bits (")
+    said = options.told(options.resolved(dqn.Config(device="cpu", precision="fp32", actor_processes=2)))
+    assert said.startswith("learns on the CPU, products in fp32; equal seeds do not give equal bits (")
+
+
 def test_without_a_description_of_the_processor_nothing_is_assumed(tmp_path: Path) -> None:
     assert not processor.multiplies_bf16(tmp_path / "missing")
 

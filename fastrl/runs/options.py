@@ -149,6 +149,13 @@ def resolved(options: Any) -> Any:
     )
 
 
+def told(options: Any) -> str:
+    """What the machine decided, of resolved options, in a line."""
+    where = "CPU" if options.device == "cpu" else "GPU"
+    bits = "equal seeds give equal bits" if options.deterministic else "equal seeds do not give equal bits"
+    return f"learns on the {where}, products in {options.precision}; {bits} (--device, --precision, --deterministic)"
+
+
 def require_whole(config: Any, name: str, least: int, most: int | None = None) -> None:
     """Raise unless the field is a whole number in [least, most]."""
     value = getattr(config, name)

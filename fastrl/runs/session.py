@@ -25,7 +25,7 @@ from fastrl.runs.console import Console
 from fastrl.runs.core_waits import CoreWaits
 from fastrl.runs.game_statistics import GameStatistics
 from fastrl.runs.metrics import MetricsLog
-from fastrl.runs.options import changed_settings
+from fastrl.runs.options import changed_settings, told
 from fastrl.runs.process_memory import give_back_memory, memory_bytes
 from fastrl.runs.run_dir import NotARun, RunDir, as_json, machine, versions
 from fastrl.runs.stages import StageClock
@@ -258,6 +258,7 @@ class Session:
         title = f"{self.run.algorithm} {config.env} seed {config.seed}: {self.run.path}"
         self.console = Console(title, config.steps)
         self._stack.callback(self.console.close)
+        self.console.note(told(config))
         # Before anything that is to be closed in order: a signal while it opens or closes ends nothing halfway.
         self._signals = enter(StopSignals(self.note))
         at = self.steps if self._resumed else None
