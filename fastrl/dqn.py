@@ -500,6 +500,8 @@ def _train(config: Config, envs: RecordedEnvs | ActorProcesses, resumed: Resumed
     exploration = seeds.generator(config.seed, "exploration")
     with Session("dqn", config, envs, resumed=resumed, policy=policy, facts=facts) as session:
         traps = Traps(learner.online, session.note)
+        if isinstance(envs, ActorProcesses):
+            envs.stop_wished = session.stop_wished
         if resumed:
             seeds.restore_generator(exploration, resumed.state["exploration"])
             traps.load(resumed.state["traps"])

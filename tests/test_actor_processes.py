@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,34 @@ def test_a_stopped_process_is_named_and_then_replaced(
     assert [end >= 3 for end in actors.replay.boundary()] == [True] * 3
 
 
+def test_while_the_trainer_itself_is_stopped_nobody_is_silent(
+    actors: ActorProcesses, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actors.start()
+    os.kill(actors.pids[0], signal.SIGSTOP)  # for a moment, so that it is waited for
+    threading.Timer(0.5, os.kill, (actors.pids[0], signal.SIGCONT)).start()
+    clock = itertools.count(0.0, 1000.0)  # as if this process were stopped whenever it listens
+    monkeypatch.setattr("fastrl.runs.actor_processes.time.monotonic", lambda: next(clock))
+    actors.send(np.zeros(3, np.int64))
+    actors._wait()
+    monkeypatch.undo()
+
+    assert "silent" not in capsys.readouterr().out
+    assert actors.deaths == 0
+
+
+def test_a_stop_does_not_wait_for_a_stopped_process(actors: ActorProcesses) -> None:
+    actors.start()
+    os.kill(actors.pids[0], signal.SIGSTOP)
+    actors.stop_wished = lambda for_s: True
+    actors.send(np.zeros(3, np.int64))
+    began_s = time.monotonic()
+    actors.receive()
+
+    assert 0.9 < time.monotonic() - began_s < 4
+    assert actors.deaths == 0
+
+
 def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = preset(dqn.TRAINER, "fast", **TINY, runs=tmp_path, name="killed")
     receive = ActorProcesses.receive
@@ -146,13 +176,14 @@ def test_a_run_goes_on_when_a_process_is_killed(tmp_path: Path, monkeypatch: pyt
 
 def test_a_run_that_goes_on_plays_other_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = preset(dqn.TRAINER, "fast", **{**TINY, "steps": 80}, runs=tmp_path, name="two")
-    seeds, make = [], dqn.ActorProcesses
+    seeds = []
 
-    def seen(*given: Any, seed: int, **more: Any) -> ActorProcesses:
-        seeds.append(seed)
-        return make(*given, seed=seed, **more)
+    class Seen(ActorProcesses):
+        def __init__(self, *given: Any, seed: int, **more: Any) -> None:
+            seeds.append(seed)
+            super().__init__(*given, seed=seed, **more)
 
-    monkeypatch.setattr(dqn, "ActorProcesses", seen)
+    monkeypatch.setattr(dqn, "ActorProcesses", Seen)
     first = dqn.train(config)
     dqn.train(dataclasses.replace(config, steps=120), resume_run=first.run.path, without_replay=True)
 

@@ -91,7 +91,8 @@ def test_the_newest_steps_are_those_that_were_written(written: Written, asked: A
         (("load", "somewhere"), "PermissionError", "load: an observer only looks"),
         (("newest", 2), "ValueError", "newest: lane: 2 is outside [0, 1]"),
         (("newest", 0, 99), "ValueError", "newest: count: 99 is outside [1, 16]"),
-        (("sample", 4), "AttributeError", "sample"),
+        (("sample", 4), "PermissionError", "sample: an observer only looks"),
+        (("save", "somewhere"), "PermissionError", "save: an observer only looks"),
     ],
 )
 def test_an_observer_changes_nothing(asked: Asked, call: tuple[Any, ...], error: str, message: str) -> None:

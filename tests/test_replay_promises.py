@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ SCENARIOS = {
     """,
     "the machine has less available": """
         replay.available_memory_bytes = lambda: 1_000_000_000
-        refused("at most 130,064 fit", lambda: fastrl.Replay(1_000_000))
+        refused("at most 129,368 fit", lambda: fastrl.Replay(1_000_000))
         refused("leaves 4 GB to the rest", lambda: fastrl.Replay("auto"))
     """,
     "a control group allows less": """
@@ -189,17 +190,36 @@ IN_A_GROUP = """
                     writer.append(0, 0.0, np.full((84, 84), step % 256, np.uint8), False, False)
         made.sample(32)
         refused("not even the least", lambda: fastrl.Replay(most))
-        print(most)
+        made.digest()
+        made.save(sys.argv[2])
+        del made
+        try:
+            fastrl.Replay(10**9, obs_shape=(4,), obs_dtype="float32", stack=1, alpha=0.6)
+        except MemoryError as error:
+            vectors = int(str(error).split("at most ")[1].split(" ")[0].replace(",", ""))
+        made = fastrl.Replay(vectors, obs_shape=(4,), obs_dtype="float32", stack=1, alpha=0.6)
+        with made.writer(0) as writer:
+            writer.start(np.zeros(4, np.float32))
+            for step in range(100):
+                writer.append(0, 0.0, np.zeros(4, np.float32), False, False)
+        made.sample(32)
+        made.digest()
+        print(most, vectors)
 """
 
 
-def test_r6_under_a_real_control_group(control_group: Path) -> None:
+def test_r6_under_a_real_control_group(control_group: Path, tmp_path: Path) -> None:
     script = PREAMBLE + "\n".join(line[8:] for line in IN_A_GROUP.splitlines())
-    result = subprocess.run([sys.executable, "-c", script, str(control_group)], capture_output=True, text=True, cwd="/")
+    command = [sys.executable, "-c", script, str(control_group), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert result.returncode == 0, f"status {result.returncode}\n{result.stderr}"
-    most = int(result.stdout)
+    most, vectors = (int(number) for number in result.stdout.split())
     assert 20_000 < most < 55_000  # 7 kB each, beside what Python takes
-    print(f"R6: in a control group of 400 MB a ring of {most:,}, as many as it said, was filled: 0 signals")
+    assert 1_000_000 < vectors < 8_000_000
+    print(
+        f"R6: in a control group of 400 MB a ring of {most:,}, as many as it said, was filled, drawn from and saved, "
+        f"and one of {vectors:,} vectors with priorities drawn from: 0 signals"
+    )
 
 
 def test_r6_this_machine_tells_how_much_memory_is_left() -> None:
@@ -314,6 +334,34 @@ def names_the_stalled(made: fastrl.Replay, pid: int, stopped: bool) -> None:
     assert said.startswith(state.format(pid)), said
     assert f"published the newest step, {newest}, " in said
     assert made.stalls(3600) == {}
+    with fastrl.Replay.observe(made.handle()) as observer:
+        assert observer.stalls(0)[0].startswith(state.format(pid))
+        assert observer.stats()["writer_pids"] == before["writer_pids"]
+
+
+def test_r10_the_age_is_of_the_newest_step(tmp_path: Path) -> None:
+    made = fastrl.Replay(300, 2, (4,), obs_dtype="float32", stack=1)
+    assert made.stats()["writer_pids"] == made.stats()["silent_s"] == [None, None]
+    zeros = np.zeros(4, np.float32)
+    with made.writer(0) as writer:
+        writer.start(zeros)
+        time.sleep(1.0)
+        told = made.stalls(0.9)
+        writer.append(0, 0.0, zeros, False, False)
+        silent_s = made.stats()["silent_s"][0]
+
+        assert re.fullmatch(
+            rf"its writer, process {os.getpid()}, published the newest step, 0, [1-9]\.[0-9] s ago", told[0]
+        )
+        assert silent_s < 0.9  # and not what has passed since the lane was taken
+        assert made.stalls(0.9) == {}
+    assert made.stalls(0)[0].startswith(f"it has no writer now; the last one, process {os.getpid()}, ")
+    made.save(tmp_path)
+    loaded = fastrl.Replay(300, 2, (4,), obs_dtype="float32", stack=1)
+    loaded.load(tmp_path)
+    assert loaded.stats()["steps_published"] == [2, 0]
+    assert loaded.stalls(0) == {}  # whoever loaded it wrote nothing
+    assert loaded.stats()["writer_pids"] == [None, None]
 
 
 def test_r10_stopped_and_killed_writers_hold_nobody_up(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_damaged_save_tells_of_the_one_before_it(tmp_path: Path) -> None:
         lane_steps(writer, 50, 2.0)
         newer = made.save(tmp_path)
     newer.write_bytes(newer.read_bytes()[:-1])
-    with pytest.raises(fastrl.DamagedReplay, match=f"an older save can be loaded by its name: {older}"):
+    with pytest.raises(fastrl.DamagedReplay, match=f"an older save may be whole: load it by its name, {older}"):
         one_lane().load(tmp_path)
     one_lane().load(older)
 

@@ -59,7 +59,14 @@ class RingRestorer {
     return writers_[lane]->restore(first, count, from);
   }
 
-  void close() { writers_.clear(); }
+  ~RingRestorer() { close(); }
+  RingRestorer(const RingRestorer&) = delete;
+  RingRestorer& operator=(const RingRestorer&) = delete;
+
+  void close() noexcept {
+    for (const std::unique_ptr<LaneWriter>& writer : writers_) writer->leave_unsigned();
+    writers_.clear();
+  }
 
  private:
   std::shared_ptr<Ring> ring_;

@@ -122,15 +122,25 @@ bool Ring::has_writer(std::uint64_t lane) const { return RegionLock::is_taken(*r
 
 namespace {
 
+// Before the lane is mapped as a whole, which can take its time: whoever looks meanwhile is to find who has it.
+void sign(const Ring& ring, std::uint64_t lane, std::uint64_t pid, std::uint64_t heard_ns) {
+  const Mapping page = ring.region().map_writable(ring.shape().lane_offset(lane), kPage);
+  auto& cursor = *reinterpret_cast<lane::Cursor*>(page.data());
+  lane::store_word(cursor.writer_pid, pid);
+  lane::store_word(cursor.heard_ns, heard_ns);
+}
+
 RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
   std::optional<RegionLock> lock = RegionLock::try_take(ring.region(), lane, 1);
   if (!lock) {
     const LaneStatus status = lane_status(ring, lane);
-    throw LaneBusy("writer: lane " + std::to_string(lane) + " has a writer (process " +
-                   std::to_string(status.writer_pid.value_or(0)) + ", silent for " +
-                   in_seconds(status.silent_s.value_or(0)) +
-                   " s); each lane has one at a time, and is free when that one is closed or its process has ended");
+    throw LaneBusy(
+        "writer: lane " + std::to_string(lane) + " has a writer (process " +
+        std::to_string(status.writer_pid.value_or(0)) + ", silent for " + in_seconds(status.silent_s.value_or(0)) +
+        " s); each lane has one at a time, and is free when that one is closed (a pool's: when sink and pool are "
+        "gone) or its process has ended");
   }
+  sign(ring, lane, static_cast<std::uint64_t>(getpid()), coarse_now_ns());
   return std::move(*lock);
 }
 
@@ -143,8 +153,6 @@ LaneWriter::LaneWriter(const std::shared_ptr<const Ring>& ring, std::uint64_t la
       view_(view_of<std::uint64_t>(ring->shape(), mapping_.data())),
       no_action_(ring->shape().action_bytes) {
   next_ = lane::published(*view_.cursor);
-  lane::store_word(view_.cursor->writer_pid, static_cast<std::uint64_t>(getpid()));
-  lane::store_word(view_.cursor->heard_ns, coarse_now_ns());
   if (next_ > 0) {
     adopt(lane::load_meta(view_.meta(next_ - 1)), continue_episode || lane::kMutant == lane::kTakeoverContinuesEpisode);
   }
@@ -159,6 +167,11 @@ void LaneWriter::adopt(const lane::SlotMeta& newest, bool continue_episode) noex
   open_ = continue_episode && !newest.last();
   episode_ = newest.episode + (open_ ? 0 : 1);
   age_ = open_ ? newest.age : std::uint16_t{0};
+}
+
+void LaneWriter::leave_unsigned() noexcept {
+  lane::store_word(view_.cursor->writer_pid, 0);
+  lane::store_word(view_.cursor->heard_ns, 0);
 }
 
 bool LaneWriter::restore(std::uint64_t first, std::uint64_t count, const std::uint64_t* slots) noexcept {

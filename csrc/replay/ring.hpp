@@ -98,6 +98,9 @@ class LaneWriter {
   // Slots that copy_slots gave, into a lane where nothing was written yet. False if they are not what it gives.
   bool restore(std::uint64_t first, std::uint64_t count, const std::uint64_t* slots) noexcept;
 
+  // As if the lane had never had a writer: what was put there is somebody else's.
+  void leave_unsigned() noexcept;
+
   // begin, put and commit make one slot. Throw nothing: who calls has looked at `episode_is_open`.
   void begin() noexcept { lane::announce(*view_.cursor, next_); }
   void put(const void* obs) noexcept;

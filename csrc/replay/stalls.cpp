@@ -1,6 +1,7 @@
 #include "replay/stalls.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <fstream>
 #include <iterator>
@@ -40,8 +41,8 @@ std::string sentence(const LaneStatus& status) {
 }  // namespace
 
 std::string in_seconds(double value) {
-  const std::string text = std::to_string(value);
-  return text.substr(0, text.find('.') + 2);
+  const auto tenths = static_cast<std::uint64_t>(std::llround(std::max(0.0, value) * 10));
+  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10);  // whatever the locale's point is
 }
 
 LaneStatus lane_status(const Ring& ring, std::uint64_t lane) {

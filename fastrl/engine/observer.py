@@ -113,6 +113,14 @@ class Observer:
         """Refused."""
         self._refused("sink")
 
+    def sample(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused."""
+        self._refused("sample")
+
+    def save(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused."""
+        self._refused("save")
+
     def load(self, saved: Any) -> NoReturn:
         """Refused."""
         self._refused("load")

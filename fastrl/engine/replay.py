@@ -16,6 +16,7 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -35,6 +36,7 @@ from fastrl.engine.ring_sizes import (
     LEAST_SPARE_STEPS,
     guard_steps,
     least_slots,
+    needed_bytes,
     ring_bytes,
     room_bytes,
     slots_asked_for,
@@ -51,7 +53,7 @@ NothingToSample = native.core.NothingToSample
 
 _MOST_LANES = 65_536
 _MOST_OBS_BYTES = 2**32  # of one observation
-_DIGEST_SLOTS = 4096  # that are copied at a time
+_DIGEST_WORDS = 2**19  # that are copied at a time, four megabytes, or one slot
 _FRAME_SHAPE = (84, 84)  # that a pool writes
 _PADDINGS = {"zeros": 0, "first_frame": 1}  # the native enum (csrc/replay/transitions.hpp)
 
@@ -222,9 +224,9 @@ class Replay:
         }
 
     def _resolve_slots(self, capacity: Any) -> int:
-        shape, available = self._shape(0), available_memory_bytes()
-        slots = slots_asked_for(capacity, shape, self._least_slots(), available)
-        needed = ring_bytes(shape, slots)
+        shape, available, prioritised = self._shape(0), available_memory_bytes(), self.alpha is not None
+        slots = slots_asked_for(capacity, shape, self._least_slots(), available, prioritised)
+        needed = needed_bytes(shape, slots, prioritised)
         if isinstance(capacity, str):
             _log.info(
                 "replay: %s transitions (%.1f GB; %.1f GB of memory are available)",
@@ -235,7 +237,7 @@ class Replay:
         elif needed > room_bytes(available):
             raise MemoryError(
                 f"capacity: {capacity:,} transitions need {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-                f"available; {what_fits(shape, self._least_slots(), available)}"
+                f"available; {what_fits(shape, self._least_slots(), available, prioritised)}"
             )
         return slots
 
@@ -304,9 +306,9 @@ class Replay:
         {}
         """
         self._require_here("stalls")
-        if isinstance(after_s, bool) or not (isinstance(after_s, (int, float)) and 0 <= after_s < math.inf):
-            raise ValueError(f"stalls: after_s {after_s!r} is not a number of seconds from 0 on")
-        return dict(self._ring.stalls(after_s))
+        if isinstance(after_s, bool) or not (isinstance(after_s, Real | np.number) and 0 <= after_s < 2**63):
+            raise ValueError(f"stalls: after_s {after_s!r:.40} is not a number of seconds from 0 on")
+        return dict(self._ring.stalls(float(after_s)))
 
     # ---- writing
 
@@ -596,7 +598,7 @@ class Replay:
         except DamagedReplay as error:
             if len(found) < 2:
                 raise
-            raise DamagedReplay(f"{error}; an older save can be loaded by its name: {found[1]}") from None
+            raise DamagedReplay(f"{error}; an older save may be whole: load it by its name, {found[1]}") from None
 
     def _load(self, path: Path) -> None:
         manifest = read_manifest(path)
@@ -629,7 +631,7 @@ class Replay:
             at = max(0, end - (self._slots - self.guard_steps))
             found.update(repr((lane, at, end)).encode())
             while at < end:
-                until = min(end, at + _DIGEST_SLOTS)
+                until = min(end, at + max(1, _DIGEST_WORDS // self._ring.slot_words))
                 found.update(np.ascontiguousarray(self._ring.copy_slots(lane, at, until)).data)
                 at = until
         priorities = self._sampler.state()

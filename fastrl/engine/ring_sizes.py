@@ -34,6 +34,11 @@ def slots_of(capacity: int, lanes: int) -> int:
     return -(-capacity // lanes)
 
 
+def sum_tree_bytes(places: int) -> int:
+    """Of priorities: a tree over a power of two of places, 8 bytes each node. Made at the first draw."""
+    return 16 * (1 << max(0, places - 1).bit_length())
+
+
 def most_slots(
     shape: dict[str, int], available_bytes: int, beside_bytes: Callable[[int], int] = lambda slots: 0
 ) -> int:
@@ -51,23 +56,37 @@ def room_bytes(available_bytes: int) -> int:
     return max(0, available_bytes - LEFT_TO_ITS_USERS_BYTES - int(available_bytes * LEFT_TO_ITS_USERS_SHARE))
 
 
-def what_fits(shape: dict[str, int], least: int, available_bytes: int) -> str:
-    """What to do where something does not: a capacity to give, or why there is none."""
-    slots = most_slots(shape, room_bytes(available_bytes))
+def what_fits(shape: dict[str, int], least: int, available_bytes: int, prioritised: bool = False) -> str:
+    """What to do where something does not: a capacity to give, or why there is none.
+
+    A little less than would fit now, so that it also fits when it is tried.
+    """
+    beside = _priorities_bytes(shape, prioritised)
+    slots = most_slots(shape, room_bytes(available_bytes) - available_bytes // 200, beside)
     lanes = shape["lanes"]
+    left = f"{(available_bytes - room_bytes(available_bytes)) / 1e9:.2g} GB are left to Python and page tables"
     if slots >= least:
-        return f"at most {slots * lanes:,} fit"
-    needed = ring_bytes(shape, least)
-    left = available_bytes - room_bytes(available_bytes)
+        return f"at most {slots * lanes:,} fit, where {left}"
+    needed = ring_bytes(shape, least) + beside(least)
     return (
-        f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB, and {left / 1e9:.2g} GB are "
-        f"left to Python and page tables; use fewer lanes, or free memory"
+        f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB, and {left}; use fewer lanes, or "
+        f"free memory"
     )
 
 
-def auto_slots(shape: dict[str, int], available_bytes: int) -> int:
+def _priorities_bytes(shape: dict[str, int], prioritised: bool) -> Callable[[int], int]:
+    return lambda slots: sum_tree_bytes(slots * shape["lanes"]) if prioritised else 0
+
+
+def needed_bytes(shape: dict[str, int], slots: int, prioritised: bool = False) -> int:
+    """Of a ring with so many slots a lane, and of its priorities."""
+    return ring_bytes(shape, slots) + _priorities_bytes(shape, prioritised)(slots)
+
+
+def auto_slots(shape: dict[str, int], available_bytes: int, prioritised: bool = False) -> int:
     """What "auto" stands for: the default capacity, or what fits if something is left to the rest."""
-    return min(slots_of(DEFAULT_CAPACITY, shape["lanes"]), most_slots(shape, available_bytes - LEFT_FREE_BYTES))
+    most = most_slots(shape, available_bytes - LEFT_FREE_BYTES, _priorities_bytes(shape, prioritised))
+    return min(slots_of(DEFAULT_CAPACITY, shape["lanes"]), most)
 
 
 def guard_steps() -> int:
@@ -80,7 +99,9 @@ def least_slots(stack: int, spare_steps: int = LEAST_SPARE_STEPS) -> int:
     return max(spare_steps, guard_steps()) + stack + 1
 
 
-def slots_asked_for(capacity: Any, shape: dict[str, int], least: int, available_bytes: int) -> int:
+def slots_asked_for(
+    capacity: Any, shape: dict[str, int], least: int, available_bytes: int, prioritised: bool = False
+) -> int:
     """Slots of a lane for ``capacity`` transitions in all, or for "auto"; whether a number fits is not looked at.
 
     Raises:
@@ -91,11 +112,11 @@ def slots_asked_for(capacity: Any, shape: dict[str, int], least: int, available_
     if isinstance(capacity, str):
         if capacity != "auto":
             raise ValueError(f"capacity: {capacity!r} is neither a number of transitions nor 'auto'")
-        slots = auto_slots(shape, available_bytes)
+        slots = auto_slots(shape, available_bytes, prioritised)
         if slots < least:
             raise MemoryError(
                 f"capacity: 'auto' leaves {LEFT_FREE_BYTES / 1e9:.0f} GB to the rest, but only "
-                f"{available_bytes / 1e9:.1f} GB are available; {what_fits(shape, least, available_bytes)}"
+                f"{available_bytes / 1e9:.1f} GB are available; {what_fits(shape, least, available_bytes, prioritised)}"
             )
         return slots
     slots = slots_of(whole_number("capacity", capacity, 1, MOST_CAPACITY), lanes)

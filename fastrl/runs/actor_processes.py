@@ -29,6 +29,7 @@ from fastrl.runs.workers import Board, Line, WorkerGroup
 _LISTEN_S = 0.2
 # Of a process that neither takes its step nor dies: until the user is told, and until another takes its place.
 _TOLD_AFTER_S, _ENDED_AFTER_S = 20.0, 120.0
+_LAST_STEP_S = 1.0  # what it has, once the run is to stop for as long: all is to be over in five seconds
 
 
 class ActorProcesses:
@@ -111,6 +112,9 @@ class ActorProcesses:
         self._games: list[Game] = []
         self._note = note
         self._group: WorkerGroup | None = None
+        self.stop_wished: Callable[[float], bool] = lambda for_s: (
+            False
+        )  # whether the run is to stop, for so long already
 
     @property
     def pids(self) -> list[int]:
@@ -155,12 +159,16 @@ class ActorProcesses:
             self._group.poll(_LISTEN_S)
             # No more than it listened: while this process was stopped itself, nobody was silent to it.
             listened_s = min(time.monotonic() - began_s, 2 * _LISTEN_S)
-            for index in self._waiting_for:
+            last = self.stop_wished(_LAST_STEP_S)
+            for index in list(self._waiting_for):
                 before_s = self._silent_s[index]
                 now_s = self._silent_s[index] = before_s + listened_s
                 if before_s < _TOLD_AFTER_S <= now_s:
                     self._note(f"worker {index} is silent: {self._stall(index)}")
-                if before_s < _ENDED_AFTER_S <= now_s:
+                if last and now_s >= _LAST_STEP_S:  # nobody will need its successor
+                    self._note(f"worker {index} is silent, and is left behind: {self._stall(index)}")
+                    self._waiting_for.discard(index)
+                elif before_s < _ENDED_AFTER_S <= now_s:
                     self._note(f"worker {index} was silent for {_ENDED_AFTER_S:g} s, and is ended")
                     self._group.give_up(index)
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastrl.engine.mirror import mirror_bytes_of, replay_device, stages_bytes_of
-from fastrl.engine.ring_sizes import guard_steps, least_slots, most_slots, ring_bytes, slots_asked_for
+from fastrl.engine.ring_sizes import (
+    guard_steps,
+    least_slots,
+    most_slots,
+    ring_bytes,
+    room_bytes,
+    slots_asked_for,
+    sum_tree_bytes,
+)
 from fastrl.runs import units
 from fastrl.runs.device_memory import DeviceUse
 from fastrl.runs.trial import Trial, TriedEvaluation
@@ -78,7 +86,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether there is memory enough."""
-        return self.memory_bytes <= self.available_bytes
+        enough_for_the_ring = self.most_capacity is None or (self.replay_capacity or 0) <= self.most_capacity
+        return enough_for_the_ring and self.memory_bytes <= self.available_bytes
 
 
 def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) -> Plan:
@@ -123,15 +132,17 @@ def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) 
         shape = trial.replay_shape
         lanes = shape["lanes"]
 
+        prioritised = bool(getattr(config, "prioritised", False))
+
         def priorities_bytes(slots: int) -> int:
-            return sum_tree_bytes(slots * lanes) if getattr(config, "prioritised", False) else 0
+            return sum_tree_bytes(slots * lanes) if prioritised else 0
 
         def beside_bytes(slots: int) -> int:
             return priorities_bytes(slots) + (0 if gpu is None else gpu.more_locked_bytes(slots * lanes))
 
         room = available_bytes - rest
-        slots = slots_asked_for(config.replay_capacity, shape, least_slots(shape["stack"]), room)
-        capacity, most = slots * lanes, most_slots(shape, room, beside_bytes) * lanes
+        slots = slots_asked_for(config.replay_capacity, shape, least_slots(shape["stack"]), room, prioritised)
+        capacity, most = slots * lanes, most_slots(shape, room_bytes(room), beside_bytes) * lanes
         each = ring_bytes(shape, slots) / capacity
         memory.insert(0, Part("replay", ring_bytes(shape, slots), f"{capacity:,} transitions of {each:,.0f} bytes"))
         if priorities := priorities_bytes(slots):
@@ -288,8 +299,3 @@ def _evaluations(config: Any, trial: Trial, tried: TriedEvaluation, training_s: 
 def _steps_between_checkpoints(config: Any, steps_per_s: float) -> int:
     by_clock = config.checkpoint_every_minutes * 60 * steps_per_s or float("inf")
     return max(1, int(min(by_clock, config.checkpoint_every_steps or float("inf"), config.steps)))
-
-
-def sum_tree_bytes(places: int) -> int:
-    """Of the priorities: a tree over a power of two of places, 8 bytes each node."""
-    return 16 * (1 << max(0, places - 1).bit_length())

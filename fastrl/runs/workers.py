@@ -250,7 +250,7 @@ class WorkerGroup:
         if max(self._fruitless, self._fruitless_here[index]) >= _FRUITLESS_DEATHS:
             raise WorkerFailed(
                 f"worker {index} ended ({how}) before its first round, as did {_FRUITLESS_DEATHS - 1} before it in a "
-                f"row; if memory is short, use fewer --workers"
+                f"row; if memory is short, use fewer processes"
             )
         short = time.monotonic() - worker.began_s < _SHORT_LIFE_S
         self._short_lives_here[index] = self._short_lives_here[index] + 1 if short else 0
