@@ -466,7 +466,8 @@ def test_memory_of_a_replay_of_other_types_is_refused() -> None:
 def test_what_cannot_fit_anywhere_is_refused_in_words() -> None:
     with pytest.raises(
         MemoryError,
-        match=r"not even the least, 552, fit: they need 2.37e\+03 GB, and .* GB are left to Python",
+        match=r"not even the least, 552, fit: they need 2.37e\+03 GB, and .* GB are left to Python and page tables; "
+        r"use fewer lanes, or free memory$",
     ):
         fastrl.Replay(2**40, 8, obs_shape=(2**31, 2))
     with pytest.raises(ValueError, match=r"obs_shape: .* bytes an observation; at most 4,294,967,296 are possible"):
@@ -1147,7 +1148,7 @@ def test_as_many_transitions_fit_as_is_said(monkeypatch: pytest.MonkeyPatch, ava
     most = int(str(refused.value).split("at most ")[1].split(" ")[0].replace(",", ""))
     assert fastrl.Replay(most, lanes).capacity == most
     with pytest.raises(MemoryError):
-        fastrl.Replay(int(most * 1.03), lanes)  # it names a little less than would fit now
+        fastrl.Replay(int(most * 1.011) + lanes, lanes)  # it names a two-hundredth of the memory less than would fit
 
 
 def test_a_descriptor_that_is_a_pipe_by_now_is_refused_at_once(tmp_path: Any) -> None:

@@ -157,21 +157,26 @@ def own_group_and_limit() -> Iterator[tuple[Path, str]]:
 @pytest.fixture
 def control_group() -> Iterator[Path]:
     """A real one, which allows 400 MB."""
+    obstacles = ["this process is in none"]
     for directory, limit in own_group_and_limit():
         try:
             directory.mkdir()
-        except OSError:
+        except OSError as error:
+            obstacles.append(str(error))
             continue
         try:
-            if (directory / limit).exists():
-                (directory / limit).write_text("400000000")
-                yield directory
-                return
-        except OSError:
-            pass
-        finally:
+            with (directory / limit).open(
+                "r+"
+            ) as file:  # which makes no file: not all that is there is a group of memory
+                file.write("400000000")
+        except OSError as error:
+            obstacles.append(str(error))
             directory.rmdir()
-    pytest.skip("nobody may make a control group with a limit on memory here (root, and a writable /sys/fs/cgroup)")
+            continue
+        yield directory
+        directory.rmdir()
+        return
+    pytest.skip(f"no control group with a limit on memory can be made here: {obstacles[-1]}")
 
 
 IN_A_GROUP = """

@@ -123,11 +123,11 @@ bool Ring::has_writer(std::uint64_t lane) const { return RegionLock::is_taken(*r
 namespace {
 
 // Before the lane is mapped as a whole, which can take its time: whoever looks meanwhile is to find who has it.
-void sign(const Ring& ring, std::uint64_t lane, std::uint64_t pid, std::uint64_t heard_ns) {
+void sign(const Ring& ring, std::uint64_t lane) {
   const Mapping page = ring.region().map_writable(ring.shape().lane_offset(lane), kPage);
   auto& cursor = *reinterpret_cast<lane::Cursor*>(page.data());
-  lane::store_word(cursor.writer_pid, pid);
-  lane::store_word(cursor.heard_ns, heard_ns);
+  lane::store_word(cursor.writer_pid, static_cast<std::uint64_t>(getpid()));
+  lane::store_word(cursor.heard_ns, coarse_now_ns());
 }
 
 RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
@@ -140,7 +140,7 @@ RegionLock lock_lane(const Ring& ring, std::uint64_t lane) {
         " s); each lane has one at a time, and is free when that one is closed (a pool's: when sink and pool are "
         "gone) or its process has ended");
   }
-  sign(ring, lane, static_cast<std::uint64_t>(getpid()), coarse_now_ns());
+  sign(ring, lane);
   return std::move(*lock);
 }
 

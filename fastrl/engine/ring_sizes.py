@@ -39,6 +39,11 @@ def sum_tree_bytes(places: int) -> int:
     return 16 * (1 << max(0, places - 1).bit_length())
 
 
+def priorities_bytes(shape: dict[str, int], slots: int, prioritised: bool) -> int:
+    """What a ring with so many slots a lane has beside it, if draws go by priority."""
+    return sum_tree_bytes(slots * shape["lanes"]) if prioritised else 0
+
+
 def most_slots(
     shape: dict[str, int], available_bytes: int, beside_bytes: Callable[[int], int] = lambda slots: 0
 ) -> int:
@@ -61,31 +66,28 @@ def what_fits(shape: dict[str, int], least: int, available_bytes: int, prioritis
 
     A little less than would fit now, so that it also fits when it is tried.
     """
-    beside = _priorities_bytes(shape, prioritised)
-    slots = most_slots(shape, room_bytes(available_bytes) - available_bytes // 200, beside)
+    room = room_bytes(available_bytes) - available_bytes // 200
+    slots = most_slots(shape, room, lambda slots: priorities_bytes(shape, slots, prioritised))
     lanes = shape["lanes"]
     left = f"{(available_bytes - room_bytes(available_bytes)) / 1e9:.2g} GB are left to Python and page tables"
     if slots >= least:
         return f"at most {slots * lanes:,} fit, where {left}"
-    needed = ring_bytes(shape, least) + beside(least)
+    needed = needed_bytes(shape, least, prioritised)
     return (
         f"not even the least, {least * lanes:,}, fit: they need {needed / 1e9:.3g} GB, and {left}; use fewer lanes, or "
         f"free memory"
     )
 
 
-def _priorities_bytes(shape: dict[str, int], prioritised: bool) -> Callable[[int], int]:
-    return lambda slots: sum_tree_bytes(slots * shape["lanes"]) if prioritised else 0
-
-
 def needed_bytes(shape: dict[str, int], slots: int, prioritised: bool = False) -> int:
     """Of a ring with so many slots a lane, and of its priorities."""
-    return ring_bytes(shape, slots) + _priorities_bytes(shape, prioritised)(slots)
+    return ring_bytes(shape, slots) + priorities_bytes(shape, slots, prioritised)
 
 
 def auto_slots(shape: dict[str, int], available_bytes: int, prioritised: bool = False) -> int:
     """What "auto" stands for: the default capacity, or what fits if something is left to the rest."""
-    most = most_slots(shape, available_bytes - LEFT_FREE_BYTES, _priorities_bytes(shape, prioritised))
+    room = available_bytes - LEFT_FREE_BYTES
+    most = most_slots(shape, room, lambda slots: priorities_bytes(shape, slots, prioritised))
     return min(slots_of(DEFAULT_CAPACITY, shape["lanes"]), most)
 
 

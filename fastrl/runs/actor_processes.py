@@ -112,9 +112,8 @@ class ActorProcesses:
         self._games: list[Game] = []
         self._note = note
         self._group: WorkerGroup | None = None
-        self.stop_wished: Callable[[float], bool] = lambda for_s: (
-            False
-        )  # whether the run is to stop, for so long already
+        # Whether the run is to stop, for so many seconds already; its trainer knows.
+        self.stop_wished: Callable[[float], bool] = lambda for_s: False
 
     @property
     def pids(self) -> list[int]:

@@ -10,10 +10,10 @@ from fastrl.engine.ring_sizes import (
     guard_steps,
     least_slots,
     most_slots,
+    priorities_bytes,
     ring_bytes,
     room_bytes,
     slots_asked_for,
-    sum_tree_bytes,
 )
 from fastrl.runs import units
 from fastrl.runs.device_memory import DeviceUse
@@ -134,18 +134,17 @@ def plan(config: Any, trial: Trial, available_bytes: int, free_disk_bytes: int) 
 
         prioritised = bool(getattr(config, "prioritised", False))
 
-        def priorities_bytes(slots: int) -> int:
-            return sum_tree_bytes(slots * lanes) if prioritised else 0
-
         def beside_bytes(slots: int) -> int:
-            return priorities_bytes(slots) + (0 if gpu is None else gpu.more_locked_bytes(slots * lanes))
+            return priorities_bytes(shape, slots, prioritised) + (
+                0 if gpu is None else gpu.more_locked_bytes(slots * lanes)
+            )
 
         room = available_bytes - rest
         slots = slots_asked_for(config.replay_capacity, shape, least_slots(shape["stack"]), room, prioritised)
         capacity, most = slots * lanes, most_slots(shape, room_bytes(room), beside_bytes) * lanes
         each = ring_bytes(shape, slots) / capacity
         memory.insert(0, Part("replay", ring_bytes(shape, slots), f"{capacity:,} transitions of {each:,.0f} bytes"))
-        if priorities := priorities_bytes(slots):
+        if priorities := priorities_bytes(shape, slots, prioritised):
             memory.insert(1, Part("priorities", priorities, "sums over all transitions"))
         if gpu is not None and (more := gpu.more_locked_bytes(capacity)):
             memory.append(Part("stages", more, "page-locked, larger than a small replay's, for its copy on the GPU"))
