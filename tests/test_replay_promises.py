@@ -165,9 +165,8 @@ def control_group() -> Iterator[Path]:
             obstacles.append(str(error))
             continue
         try:
-            with (directory / limit).open(
-                "r+"
-            ) as file:  # which makes no file: not all that is there is a group of memory
+            # To write only what is there: elsewhere a file of that name could be made.
+            with (directory / limit).open("r+") as file:
                 file.write("400000000")
         except OSError as error:
             obstacles.append(str(error))
