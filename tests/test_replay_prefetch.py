@@ -201,11 +201,11 @@ def test_nothing_to_sample_arrives_in_take() -> None:
         prefetcher.request()
         made.play(0, 10)
         prefetcher.request(empty)
-        prefetcher.request()
         # What the first says of it depends on whether its thread looked before anything was played.
         nothing = "the replay is empty; write transitions first|nothing was written up to the boundary; take"
         with pytest.raises(fastrl.NothingToSample, match=nothing):
             prefetcher.take()
+        prefetcher.request()
         with pytest.raises(fastrl.NothingToSample, match="nothing was written up to the boundary; take"):
             prefetcher.take()
         assert len(prefetcher.take().reward) == 4
