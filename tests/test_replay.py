@@ -407,7 +407,7 @@ def test_a_draw_that_found_nothing_settles_nothing(alpha: float | None) -> None:
         with pytest.raises(fastrl.NothingToSample, match="the replay is empty; write transitions first"):
             written.replay.sample(1, n_step, GAMMA)
     written.start(0)
-    with pytest.raises(fastrl.NothingToSample, match=r"none of the 1 observations begins a whole transition yet$"):
+    with pytest.raises(fastrl.NothingToSample, match="none of the 1 observations begins a whole transition yet"):
         written.replay.sample(1, 2, GAMMA)
     if alpha is None:  # once is enough to wait for
         time.sleep(2.1)
